@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""Frozen outputs computed once, side by side with how it is usually done.
+
+Each way runs in a process of its own, one after the other, on the same real
+images at the same size. Prints a table of images per second and peak memory,
+and writes it as JSON. Warming up is not counted, nor is the wait for
+TensorFlow's input tuner at the end of Keras's fit and predict.
+
+    benchmarks/frozen_once.py [--images N] [--size PIXELS] [--json FILE]
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from tensorflow import keras as K
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+transfer = __import__("0-transfer")
+
+
+class Clock(K.callbacks.Callback):
+    """Notes the time after each batch."""
+
+    def __init__(self):
+        """Start with no batch done."""
+        super().__init__()
+        self.times = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        """A batch of fit is done."""
+        self.times.append(time.perf_counter())
+
+    def on_predict_batch_end(self, batch, logs=None):
+        """A batch of predict is done."""
+        self.times.append(time.perf_counter())
+
+    def rate(self, batch):
+        """Images per second from the end of the first batch on."""
+        return batch * (len(self.times) - 1) / (
+            self.times[-1] - self.times[0])
+
+
+def fit_whole(model, images, labels):
+    """Keras's fit on images, the base frozen, the head trained."""
+    for layer in model.layers[:-1]:
+        layer.trainable = False
+    model.compile("adam", "categorical_crossentropy")
+    clock = Clock()
+    full = len(images) // 128 * 128  # an incomplete batch would be retraced
+    model.fit(transfer.scale(images[:full]), labels[:full], batch_size=128,
+              verbose=0, callbacks=[clock])
+    return clock.rate(128)
+
+
+def predict(model, images):
+    """Keras's predict with its own batch size."""
+    clock = Clock()
+    full = len(images) // 32 * 32
+    model.predict(transfer.scale(images[:full]), verbose=0,
+                  callbacks=[clock])
+    return clock.rate(32)
+
+
+def predict_whole(model, images, labels):
+    """Keras's predict through the whole base: one pass."""
+    base = K.Model(model.input, model.get_layer("average").input)
+    return predict(base, images)
+
+
+def predict_frozen(model, images, labels):
+    """Keras's predict through the frozen part alone."""
+    return predict(K.Model(model.input, cut(model)), images)
+
+
+def frozen_pass(model, images, labels):
+    """Our frozen pass, writing included."""
+    transfer.keep_memory()
+    times = []
+
+    def prepare(chunk):
+        """Scale a chunk, and note when."""
+        times.append(time.perf_counter())
+        return transfer.scale(chunk)
+
+    with tempfile.TemporaryDirectory() as folder:
+        transfer.frozen_outputs(K.Model(model.input, cut(model)), images,
+                                folder, prepare)
+        # The first call checks and warms up; the second starts the pass.
+        return len(images) / (time.perf_counter() - times[1])
+
+
+def train_epoch(model, images, labels):
+    """An epoch of our training on stored outputs, the second of two."""
+    transfer.keep_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        frozen = K.Model(model.input, cut(model))
+        stored = transfer.frozen_outputs(
+            frozen, np.concatenate([images, images[:, :, ::-1]]), folder,
+            transfer.scale)
+        history = transfer.train(
+            K.Model(cut(model), model.output), stored, labels, labels[:0],
+            2, 0, transfer.KeepEpochs(os.path.join(folder, "training.npz")))
+    size = transfer.batch_size(len(images))
+    return len(images) // size * size / history[1]["seconds"]
+
+
+def cut(model):
+    """The tensor between the frozen part and the trained one."""
+    return model.get_layer(transfer.CUT).output
+
+
+WAYS = {
+    "fit, base frozen, from images": fit_whole,
+    "predict, whole base": predict_whole,
+    "predict, frozen part": predict_frozen,
+    "our frozen pass": frozen_pass,
+    "an epoch of our training": train_epoch,
+}
+
+
+def main():
+    """Run each way in its own process; print and write what they say."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--size", type=int, default=transfer.SIZE)
+    parser.add_argument("--json", metavar="FILE", default=os.path.join(
+        HERE, os.pardir, "results", "cifar10", "frozen_once.json"))
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.images < 256:
+        parser.error("--images starts at 256")
+    if args.way:
+        (data, _), model = transfer.cifar10_and_model(args.size)
+        images, labels = data[0][:args.images], data[1][:args.images, 0]
+        rate = WAYS[args.way](model, images,
+                              np.eye(10, dtype="float32")[labels])
+        peak = transfer.machine().get("peak_memory_bytes", 0)
+        print(json.dumps({"images_per_second": rate,
+                          "peak_memory_bytes": peak}))
+        return
+    rows = {}
+    for way in WAYS:
+        done = subprocess.run(
+            [sys.executable, __file__, "--way", way, "--images",
+             str(args.images), "--size", str(args.size)],
+            stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(done.returncode)
+        rows[way] = row = json.loads(done.stdout.splitlines()[-1])
+        print(f"{way:>32} {row['images_per_second']:8.1f} images/s "
+              f"{row['peak_memory_bytes'] / 2 ** 30:6.2f} GiB", flush=True)
+    machine = transfer.machine()
+    print(f"{args.images:,} images at {args.size} pixels on "
+          f"{machine['processor']}, {machine['cores']} cores, "
+          f"{machine['memory_bytes'] / 2 ** 30:.0f} GiB")
+    transfer.write_whole(args.json, json.dumps({
+        "images": args.images, "size": args.size, "machine": machine,
+        "ways": rows}, indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()
