@@ -15,9 +15,9 @@ import contextlib
 import ctypes
 import glob
 import hashlib
-import http.client
 import io
 import json
+import logging
 import os
 import platform
 import shutil
@@ -25,8 +25,8 @@ import socket
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
+import warnings
 import zlib
 
 import h5py
@@ -50,6 +50,8 @@ PIECE = 4096            # images in a file of stored outputs
 
 WEIGHTS = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
 KERAS = getattr(K, "__version__", "2.15")  # Keras 2 hides its own
+CIFAR10 = "cifar-10-batches-py" + (  # what Keras calls the archive
+    ".tar.gz" if KERAS[0] == "2" else "-target_archive")
 EX_UNAVAILABLE = 69     # what Unix programs exit with, sysexits.h
 
 # The checker asks for this name, which Keras 3 no longer has. Keras now hands
@@ -171,7 +173,7 @@ def stratified_order(labels, seed):
 
 def write_whole(path, data):
     """Write bytes under a temporary name, then rename: whole or not at all."""
-    part = f"{path}.{os.getpid()}.part"
+    part = f"{path}.part"
     try:
         with open(part, "wb") as file:
             file.write(data)
@@ -189,10 +191,6 @@ class StoredOutputs:
         self.files = files
         pieces = [np.load(file, mmap_mode="r") for file in files]
         self.shape = (sum(map(len, pieces)),) + pieces[0].shape[1:]
-
-    def __len__(self):
-        """How many images there are."""
-        return self.shape[0]
 
     def __getitem__(self, rows):
         """The rows with the numbers in an array, in its order."""
@@ -217,24 +215,28 @@ def frozen_outputs(model, images, folder, prepare):
     """
     folder = os.path.join(folder, fingerprint(model, images))
     os.makedirs(folder, exist_ok=True)
-    run = constant_function(model)
-    first = run(prepare(images[:CHUNK]))
     starts = range(0, len(images), PIECE)
+    outputs = len(model.outputs)
 
     def files(start):
         """The files of a piece, one for each output."""
-        return sorted(glob.glob(os.path.join(folder, f"{start:07d}-*.npy")))
+        return sorted(glob.glob(os.path.join(
+            glob.escape(folder), f"{start:07d}-*.npy")))
 
-    todo = [start for start in starts if len(files(start)) != len(first)
-            or not all(map(is_whole, files(start)))]
+    whole = [start for start in starts if len(files(start)) == outputs
+             and all(map(is_whole, files(start)))]
     # The fingerprint sees neither `prepare` nor a Lambda's code. This does.
-    if 0 not in todo and not all(
+    run = constant_function(model)
+    at = whole[0] if whole else 0
+    first = run(prepare(images[at:at + min(CHUNK, PIECE)]))
+    if whole and not all(
             np.allclose(np.load(file, mmap_mode="r")[:CHUNK], new,
                         rtol=2 ** -9, atol=2 ** -9 * np.abs(new).max())
-            for file, new in zip(files(0), first)):
+            for file, new in zip(files(at), first)):
         print(f"The outputs in {folder} are not what this script computes "
               "now: making them all again.")
-        todo = list(starts)
+        whole = []
+    todo = [start for start in starts if start not in whole]
     missing = sum(len(images[start:start + PIECE]) for start in todo)
     need = missing * sum(x[0].nbytes for x in first)
     for start in todo:
@@ -273,7 +275,8 @@ def fingerprint(model, images):
     digest.update(f"{images.shape} {PIECE}".encode())
     for layer in model.layers:
         plain = {key: value for key, value in layer.get_config().items()
-                 if isinstance(value, (str, int, float, list, tuple))}
+                 if isinstance(value, (str, int, float, list, tuple))
+                 and key not in ("function", "module", "momentum")}
         digest.update(f"{type(layer).__name__} {plain} "
                       f"{[y.shape for y in tf.nest.flatten(layer.output)]}"
                       .encode())
@@ -300,6 +303,11 @@ def constant_function(model):
             model.inputs[0].shape, model.inputs[0].dtype)))
     return lambda x: [y.numpy().astype("float16")
                       for y in constant(tf.constant(x))]
+
+
+def bar_or_lines():
+    """Keras's verbose: a progress bar, or in a file a line an epoch."""
+    return 1 if sys.stdout.isatty() else 2
 
 
 def without_autotune(dataset):
@@ -415,7 +423,7 @@ def train(top, stored, Y, Y_held, epochs, seed, keep):
                 validation_data=batches(top, held_batch, 0, -(
                     -len(Y_held) // BATCH)) if len(Y_held) else None,
                 callbacks=[keep], shuffle=False,
-                verbose=1 if sys.stdout.isatty() else 2)
+                verbose=bar_or_lines())
     return keep.history
 
 
@@ -441,7 +449,7 @@ def save_model(model, path, images):
     """
     model.compile(K.optimizers.Adam(), "categorical_crossentropy",
                   metrics=["accuracy"])
-    part = f"{path}.{os.getpid()}.part.h5"
+    part = f"{path}.part.h5"
     try:
         model.save(part, include_optimizer=False)
         with h5py.File(part, "r+") as file:
@@ -460,8 +468,10 @@ def save_model(model, path, images):
             raise OSError(f"{path} was not written: read back, its "
                           f"probabilities differ by {difference}")
         os.replace(part, path)
+    except RuntimeError as error:  # how HDF5 may say that the disk is full
+        raise OSError(f"{path} was not written: {error}") from error
     finally:
-        if os.path.exists(part):
+        with contextlib.suppress(FileNotFoundError):
             os.remove(part)
     return loaded
 
@@ -474,43 +484,46 @@ def keras_folder(kind):
     return os.path.join(home, kind)
 
 
-def fetch(load, name, pattern, url):
+def fetch(load, name, path, url):
     """What `load` returns, which Keras may have to download first.
 
-    Exits with EX_UNAVAILABLE if there is neither a file nor a network, and
-    with 1 if there is a file that can't be opened.
+    Exits with EX_UNAVAILABLE if there is neither the file at `path` nor a
+    network, and with 1 if there is the file but it can't be opened.
     """
-    found = glob.glob(pattern)
+    found = os.path.exists(path)
     socket.setdefaulttimeout(30)  # or a dead network would be waited for
     if not found and not within_reach(url):
         # Keras would try for minutes. Now its download fails at once.
         os.environ["http_proxy"] = os.environ["https_proxy"] = (
             "http://127.0.0.1:9")
+        os.environ["no_proxy"] = ""
     try:
         return load()
     except Exception as error:  # Keras raises a bare Exception, among others
         if found:
-            sys.exit(f"{name} can't be opened: {error}\nDelete {pattern} and "
+            sys.exit(f"{name} can't be opened: {error}\nDelete {path} and "
                      "run this again with a network: Keras will fetch it.")
-        print(f"{name} is missing, and {url} can't be reached: {error}\n"
-              f"Keras looks for it as {pattern}. Run this once with a "
+        if ("URL fetch failure" not in str(error)
+                and not isinstance(error, socket.timeout)):
+            raise
+        print(f"{name} is missing, and {url} can't be reached.\n"
+              f"Keras looks for it as {path}\nRun this once with a "
               f"network, or see it work without: {sys.argv[0]} --rehearse",
               file=sys.stderr)
         sys.exit(EX_UNAVAILABLE)
 
 
-def within_reach(url, seconds=6):
+def within_reach(url, seconds=5):
     """Whether a server answers; no network at all may take long to say no."""
     answers = []
 
     def ask():
-        """Ask for the header alone; an error message is an answer, too."""
+        """Ask for the header alone."""
         request = urllib.request.Request(url, method="HEAD")
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            try:
-                urllib.request.urlopen(request, timeout=seconds).close()
-            except urllib.error.HTTPError:
-                pass
+        # An opener of its own: urlopen's would remember today's proxies.
+        opener = urllib.request.build_opener()
+        with contextlib.suppress(Exception):
+            opener.open(request, timeout=seconds).close()
             answers.append(True)
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -522,8 +535,7 @@ def within_reach(url, seconds=6):
 def cifar10_and_model(size):
     """CIFAR-10 and a model that knows ImageNet; downloads them if need be."""
     data = fetch(K.datasets.cifar10.load_data, "CIFAR-10",
-                 os.path.join(keras_folder("datasets"),
-                              "cifar-10-batches-py*"),
+                 os.path.join(keras_folder("datasets"), CIFAR10),
                  "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz")
     model = fetch(lambda: build_model(size, weights="imagenet"), WEIGHTS,
                   os.path.join(keras_folder("models"), WEIGHTS),
@@ -541,6 +553,9 @@ def digits_and_model(size):
         from sklearn.datasets import load_digits
     except ImportError:
         sys.exit("The rehearsal needs scikit-learn: pip install scikit-learn")
+    # The stored outputs of a killed rehearsal fit the next one only if both
+    # learn the first digits to the same weights.
+    tf.config.experimental.enable_op_determinism()
     digits = load_digits()
     images = np.kron(digits.images, np.ones((4, 4)))[..., None] * (255 / 16)
     images = np.repeat(images, 3, axis=-1).astype("uint8")
@@ -554,7 +569,7 @@ def digits_and_model(size):
     X, Y = preprocess_data(images[known], digits.target[known])
     dataset = tf.data.Dataset.from_tensor_slices((X, Y))
     model.fit(without_autotune(dataset.shuffle(len(X)).batch(32)), epochs=5,
-              verbose=1 if sys.stdout.isatty() else 2)
+              verbose=bar_or_lines())
     weights = model.get_weights()
     model = build_model(size, alpha=0.35)
     head = model.get_layer("classes").get_weights()
@@ -632,14 +647,16 @@ def parse_arguments():
         args.epochs = 6 if args.rehearse else EPOCHS
     if args.size < 32 or args.size % 32:
         parser.error(f"--size {args.size}: expected a multiple of 32")
-    if args.epochs < 1 or args.seed < 0:
-        parser.error("--epochs starts at 1, --seed at 0")
+    if args.epochs < 1 or not 0 <= args.seed < 2 ** 32:
+        parser.error("--epochs starts at 1, --seed is in 0 .. 2**32 - 1")
     if args.holdout < 0 or args.limit is not None and args.limit < 10:
         parser.error("--limit starts at 10, --holdout at 0")
-    record = os.path.dirname(os.path.abspath(args.record or "record"))
-    for folder in (os.getcwd(), record):
+    record = os.path.abspath(args.record or "record")
+    for folder in (os.getcwd(), os.path.dirname(record)):
         if not os.access(folder, os.W_OK):
             parser.error(f"can't write into {folder}")
+    if os.path.isdir(record):
+        parser.error(f"--record {args.record} is a folder, not a file")
     return args
 
 
@@ -679,7 +696,8 @@ def run(args):
     with open(__file__, "rb") as script:
         key = hashlib.sha256(script.read() + repr((
             args.size, args.epochs, args.seed, args.limit, args.holdout,
-            args.rehearse, stored.files)).encode()).hexdigest()[:16]
+            args.rehearse, KERAS, os.path.basename(os.path.dirname(
+                stored.files[0])))).encode()).hexdigest()[:16]
     keep = KeepEpochs(os.path.join(args.cache, f"training-{key}.npz"))
     one_hot = np.eye(10, dtype="float32")
     Y, Y_held = (one_hot[labels.reshape(-1)[i]] for i in (chosen, held))
@@ -688,7 +706,6 @@ def run(args):
     done("training")
 
     model = save_model(model, path, sample)
-    os.remove(keep.path)
     done("saving")
 
     if args.holdout:
@@ -696,7 +713,7 @@ def run(args):
     else:
         dataset = tf.data.Dataset.from_tensor_slices(preprocess_data(*test))
         loss, accuracy = model.evaluate(
-            without_autotune(dataset.batch(CHUNK)), verbose=0)
+            without_autotune(dataset.batch(CHUNK)), verbose=bar_or_lines())
         result = {"test_loss": loss, "test_accuracy": accuracy}
         done("evaluation")
     seconds["all"] = time.perf_counter() - begin
@@ -712,6 +729,7 @@ def run(args):
             "training_images": len(chosen), "history": history,
             "seconds": seconds, "machine": here, **result,
         }, indent=1).encode())
+    os.remove(keep.path)  # until here, a killed run goes on
     for part, value in seconds.items():
         print(f"{part:>20} {value:8.1f} s")
     print(f"{'peak memory':>20} "
@@ -726,13 +744,16 @@ def run(args):
 def main():
     """Run, and turn what a user can mend into one message."""
     args = parse_arguments()
+    # Keras's warnings: that .h5 is old, and that the weights are 224's.
+    warnings.filterwarnings("ignore", category=UserWarning)
+    logging.getLogger("absl").setLevel(logging.ERROR)
     keep_memory()
     try:
         run(args)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.")
         sys.exit(130)
-    except OSError as error:
+    except (OSError, tf.errors.OpError) as error:
         sys.exit(f"{error}\nWhat was finished is kept: mend this, or choose "
                  "another --cache, and run the same command again.")
 

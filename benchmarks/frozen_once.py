@@ -4,7 +4,9 @@
 Each way runs in a process of its own, one after the other, on the same real
 images at the same size. Prints a table of images per second and peak memory,
 and writes it as JSON. Warming up is not counted, nor is the wait for
-TensorFlow's input tuner at the end of Keras's fit and predict.
+TensorFlow's input tuner at the end of Keras's fit and predict. Ours tell glibc
+to keep its memory, as 0-transfer.py does; Keras's run as people run them. The
+peak of our training includes the frozen pass before it.
 
     benchmarks/frozen_once.py [--images N] [--size PIXELS] [--json FILE]
 """
@@ -135,6 +137,8 @@ def main():
     args = parser.parse_args()
     if args.images < 256:
         parser.error("--images starts at 256")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(args.json))):
+        parser.error(f"--json {args.json}: there is no such folder")
     if args.way:
         (data, _), model = transfer.cifar10_and_model(args.size)
         images, labels = data[0][:args.images], data[1][:args.images, 0]
@@ -156,6 +160,7 @@ def main():
         print(f"{way:>32} {row['images_per_second']:8.1f} images/s "
               f"{row['peak_memory_bytes'] / 2 ** 30:6.2f} GiB", flush=True)
     machine = transfer.machine()
+    del machine["peak_memory_bytes"]  # this process only waits
     print(f"{args.images:,} images at {args.size} pixels on "
           f"{machine['processor']}, {machine['cores']} cores, "
           f"{machine['memory_bytes'] / 2 ** 30:.0f} GiB")

@@ -49,19 +49,22 @@ OLDER_CHECKER = NEWER_CHECKER.replace(
     "\nfrom tensorflow import keras as K", "\nimport tensorflow.keras as K")
 
 
+def without_network(home):
+    """An environment with an empty home and a network that is cut."""
+    env = {name: value for name, value in os.environ.items()
+           if name.lower() not in ("pythonpath", "xdg_cache_home",
+                                   "no_proxy")}
+    env.update(HOME=str(home), KERAS_HOME=str(home / ".keras"),
+               http_proxy="http://127.0.0.1:9",
+               https_proxy="http://127.0.0.1:9", TF_CPP_MIN_LOG_LEVEL="2")
+    os.makedirs(env["KERAS_HOME"], exist_ok=True)
+    return env
+
+
 @pytest.fixture
 def offline(tmp_path):
-    """An environment with an empty home and no network."""
-    env = {name: value for name, value in os.environ.items()
-           if name not in ("PYTHONPATH", "XDG_CACHE_HOME", "no_proxy")}
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        proxy = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    env.update(HOME=str(tmp_path / "home"), http_proxy=proxy,
-               https_proxy=proxy, KERAS_HOME=str(tmp_path / "home/.keras"),
-               TF_CPP_MIN_LOG_LEVEL="2")
-    os.makedirs(env["KERAS_HOME"])
-    return env
+    """An environment without a network, for one test."""
+    return without_network(tmp_path / "home")
 
 
 def script(folder, *arguments, env=None):
@@ -225,7 +228,11 @@ def shipped():
 def test_shipped_model_is_compiled_and_small(shipped):
     """Shipped model is compiled and small."""
     assert shipped.optimizer is not None
-    assert shipped.loss == "categorical_crossentropy"
+    X, Y = transfer.preprocess_data(pictures(20), np.arange(20) % 10)
+    loss, share = shipped.evaluate(X, Y, verbose=0)
+    P = shipped.predict_on_batch(X)
+    assert loss == pytest.approx(-np.log((P * Y).sum(axis=1)).mean(), 1e-3)
+    assert share == pytest.approx((P.argmax(1) == Y.argmax(1)).mean())
     assert shipped.input_shape == (None, 32, 32, 3)
     assert shipped.output_shape == (None, 10)
     assert os.path.getsize(SHIPPED) < 12e6
@@ -323,7 +330,7 @@ class Counted:
 
 def assert_same(stored, expected):
     """Stored outputs are those of Keras's predict, to float16."""
-    assert stored.shape == expected.shape and len(stored) == len(expected)
+    assert stored.shape == expected.shape
     rows = np.random.default_rng(1).permutation(len(expected))
     assert stored[rows].dtype == np.float16
     np.testing.assert_allclose(
@@ -418,12 +425,16 @@ def test_a_broken_piece_is_made_again(
         assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("first_piece", ["there", "missing"])
 def test_another_prepare_makes_all_again(
-        two_outputs, small_pieces, tmp_path, capsys):
+        two_outputs, small_pieces, tmp_path, capsys, first_piece):
     """Another prepare makes all again."""
     images = pictures(130)
     arguments = two_outputs, images, str(tmp_path)
     transfer.frozen_outputs(*arguments, Counted())
+    if first_piece == "missing":
+        for file in glob.glob(str(tmp_path / "*" / "0000000-*.npy")):
+            os.remove(file)
     capsys.readouterr()
     prepare = Counted(1 / 127)
     stored = transfer.frozen_outputs(*arguments, prepare)
@@ -480,6 +491,56 @@ def test_an_epoch_sees_every_image_once_and_two_see_both_views():
     assert sorted(first + second) == list(range(2 * m))
 
 
+def small_top(seed):
+    """A small network with dropout-free BatchNorm, and data for it."""
+    K.utils.set_random_seed(seed)
+    x = K.Input((4,))
+    y = K.layers.BatchNormalization()(K.layers.Dense(6)(x))
+    rng = np.random.default_rng(0)
+    stored = rng.normal(size=(80, 4)).astype("float16")
+    return K.Model(x, K.layers.Dense(10, activation="softmax")(y)), stored, (
+        np.eye(10, dtype="float32")[np.arange(40) % 10])
+
+
+class Stop(Exception):
+    """Raised where a kill would strike."""
+
+
+@pytest.mark.parametrize("harm", [None, "truncated"])
+def test_training_goes_on_exactly_where_it_was_killed(
+        tmp_path, capsys, monkeypatch, harm):
+    """Training goes on exactly where it was killed, or starts anew."""
+    top, stored, Y = small_top(0)
+    path = str(tmp_path / "training.npz")
+
+    def run(top, keep):
+        """Three epochs, without held-out images."""
+        return transfer.train(top, stored, Y, Y[:0], 3, 0, keep)
+
+    whole = transfer.KeepEpochs(str(tmp_path / "whole.npz"))
+    run(top, whole)
+    expected = top.get_weights()
+
+    killed = transfer.KeepEpochs(path)
+    monkeypatch.setattr(
+        killed, "on_epoch_begin", lambda epoch, logs=None: setattr(
+            killed, "start", 0) if epoch < 2 else (_ for _ in ()).throw(
+                Stop))
+    with pytest.raises(Stop):
+        run(small_top(0)[0], killed)
+    if harm:
+        os.truncate(path, os.path.getsize(path) // 2)
+    again = small_top(7 if harm is None else 0)[0]  # other initial weights
+    history = run(again, transfer.KeepEpochs(path))
+    output = capsys.readouterr().out
+    assert ("after epoch 2 of 3" if harm is None else "is broken") in output
+    assert len(history) == 3
+    for ours, theirs in zip(again.get_weights(), expected):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    steps = len(Y) // transfer.batch_size(len(Y))
+    assert int(again.optimizer.iterations) == 3 * steps
+
+
 # "Your script must save your trained model [...] as cifar10.h5"
 
 def test_a_failed_save_never_costs_an_older_file(
@@ -522,11 +583,7 @@ def test_a_saved_model_is_the_one_in_memory(shipped, tmp_path):
 def rehearsal(tmp_path_factory):
     """A rehearsal that was killed twice, and its last run's output."""
     folder = tmp_path_factory.mktemp("rehearsal")
-    env = {name: value for name, value in os.environ.items()
-           if name != "PYTHONPATH"}
-    env.update(HOME=str(folder), TF_CPP_MIN_LOG_LEVEL="2",
-               http_proxy="http://127.0.0.1:9",
-               https_proxy="http://127.0.0.1:9")
+    env = without_network(folder)
     command = [sys.executable, "-c", (
         f"import sys; sys.path.insert(0, {ROOT!r})\n"
         "module = __import__('0-transfer')\n"
@@ -576,6 +633,7 @@ def test_the_rehearsal_transfers_and_says_what_it_is(rehearsal):
     """The rehearsal transfers and says what it is."""
     folder, _, output = rehearsal
     assert "REHEARSAL" in output.splitlines()[-1]
+    assert "REHEARSAL" in output.splitlines()[0]
     assert "27 of 52 convolution layers frozen" in output
     assert accuracy(output) > 0.75
     assert (folder / "rehearsal.h5").exists()
@@ -598,6 +656,20 @@ def test_the_record_tells_the_run(rehearsal):
     assert str(folder) not in json.dumps(record)
 
 
+def test_holdout_shows_validation_and_leaves_the_test_images_alone(
+        offline, tmp_path):
+    """Holdout shows validation and leaves the test images alone."""
+    done = script(tmp_path, "--rehearse", "--holdout", 50, "--limit", 100,
+                  "--epochs", 2, "--record", "run.json", env=offline)
+    assert done.returncode == 0, done.stderr
+    assert "250 of 250 images to do" in done.stdout  # 100, mirrored, 50
+    with open(tmp_path / "run.json") as file:
+        record = json.load(file)
+    assert all("val_accuracy" in row for row in record["history"])
+    assert record["training_images"] == 100
+    assert "holdout_accuracy" in record and "test_accuracy" not in record
+
+
 @pytest.mark.parametrize("network", ["closed", "silent"])
 def test_without_a_network_one_message_tells_what_to_do(
         offline, tmp_path, network):
@@ -610,7 +682,7 @@ def test_without_a_network_one_message_tells_what_to_do(
                 f"http://127.0.0.1:{silent.getsockname()[1]}")
         done = script(tmp_path, env=offline)
     assert done.returncode == 69
-    for words in ("CIFAR-10 is missing", "cifar-10-batches-py",
+    for words in ("CIFAR-10 is missing", transfer.CIFAR10,
                   os.path.join(offline["HOME"], ".keras", "datasets"),
                   "--rehearse"):
         assert words in done.stderr
@@ -622,9 +694,7 @@ def test_a_broken_data_file_is_named(offline, tmp_path):
     """A broken data file is named."""
     folder = tmp_path / "home" / ".keras" / "datasets"
     folder.mkdir(parents=True)
-    for name in ("cifar-10-batches-py.tar.gz",
-                 "cifar-10-batches-py-target_archive"):
-        (folder / name).write_text("broken")
+    (folder / transfer.CIFAR10).write_text("broken")
     done = script(tmp_path, env=offline)
     assert done.returncode == 1
     assert "can't be opened" in done.stderr and str(folder) in done.stderr
@@ -636,11 +706,12 @@ def test_a_broken_data_file_is_named(offline, tmp_path):
     (["--epochs", 0], "starts at 1"),
     (["--limit", 3], "starts at 10"),
     (["--rehearse", "--record", "nowhere/run.json"], "can't write into"),
+    (["--rehearse", "--record", "."], "is a folder"),
     (["--sise", 96], "--sise"),
 ])
-def test_a_typo_gets_one_message(tmp_path, arguments, words):
+def test_a_typo_gets_one_message(offline, tmp_path, arguments, words):
     """A typo gets one message."""
-    done = script(tmp_path, *arguments)
+    done = script(tmp_path, *arguments, env=offline)
     assert done.returncode == 2 and words in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -677,6 +748,7 @@ def test_real_images_and_weights_end_to_end(tmp_path):
     done = script(tmp_path, "--limit", 2000, "--size", 96, "--epochs", 3,
                   "--cache", "cache")
     assert done.returncode == 0, done.stderr
+    assert "4,000 of 4,000 images to do" in done.stdout
     # Linear on random features stays below 50 %; ours is about 80 %.
     assert accuracy(done.stdout) > 0.7
     assert (tmp_path / "trial.h5").exists()
@@ -695,6 +767,22 @@ def test_broken_weights_are_named(tmp_path):
     assert done.returncode == 1
     assert f"Delete {path}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@real_data
+def test_missing_weights_are_named(tmp_path):
+    """Missing weights are named."""
+    env = without_network(tmp_path)
+    env["XDG_CACHE_HOME"] = os.path.expanduser("~/.cache")
+    for name in ("PYTHONPATH", "REAL_DATA"):
+        env[name] = os.environ.get(name, "")
+    if not env["PYTHONPATH"]:  # CIFAR-10 as this machine's Keras has it
+        shutil.copytree(transfer.keras_folder("datasets"),
+                        tmp_path / ".keras" / "datasets")
+    done = script(tmp_path, env=env)
+    assert done.returncode == 69
+    assert f"{transfer.WEIGHTS} is missing" in done.stderr
+    assert str(tmp_path / ".keras" / "models") in done.stderr
 
 
 @real_data
