@@ -7,8 +7,9 @@ new head are trained on these stored outputs, several times as fast as on the
 images.
 
 Run it (./0-transfer.py --help), and it writes cifar10.h5: a compiled model
-from 32x32 images to the probabilities of the ten classes. Import it, and it
-offers preprocess_data; cifar10.h5 then opens in every Keras since 2.15.
+from 32x32 images to the probabilities of the ten classes, in about 25 minutes
+on two cores, with 1.3 GB of disk. Import it, and it offers preprocess_data;
+cifar10.h5 then opens in every Keras since 2.15.
 """
 import argparse
 import contextlib
@@ -49,7 +50,7 @@ CHUNK = 32              # images at a time through the frozen part
 PIECE = 4096            # images in a file of stored outputs
 
 WEIGHTS = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
-KERAS = getattr(K, "__version__", "2.15")  # Keras 2 hides its own
+KERAS = getattr(K, "__version__", "2.15")  # the older ones hide it
 CIFAR10 = "cifar-10-batches-py" + (  # what Keras calls the archive
     ".tar.gz" if KERAS[0] == "2" else "-target_archive")
 EX_UNAVAILABLE = 69     # what Unix programs exit with, sysexits.h
@@ -178,6 +179,8 @@ def write_whole(path, data):
         with open(part, "wb") as file:
             file.write(data)
         os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"{path} was not written: {error}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(part)
@@ -245,10 +248,10 @@ def frozen_outputs(model, images, folder, prepare):
     if todo:
         free = shutil.disk_usage(folder).free
         print(f"Frozen part: {missing:,} of {len(images):,} images to do, "
-              f"{need / 1e9:.2f} GB of {free / 1e9:.1f} GB free in {folder}")
+              f"{need / 1e6:,.0f} MB of {free / 1e6:,.0f} MB free in {folder}")
         if need > free:
-            raise OSError(f"No room in {folder}: {need / 1e9:.2f} GB needed, "
-                          f"{free / 1e9:.2f} GB free")
+            raise OSError(f"No room in {folder}: {need / 1e6:,.0f} MB "
+                          f"needed, {free / 1e6:,.0f} MB free")
         progress = K.utils.Progbar(
             missing, unit_name="image",  # into a file: a line now and then
             interval=0.05 if sys.stdout.isatty() else 60)
@@ -568,7 +571,7 @@ def digits_and_model(size):
                   metrics=["accuracy"])
     X, Y = preprocess_data(images[known], digits.target[known])
     dataset = tf.data.Dataset.from_tensor_slices((X, Y))
-    model.fit(without_autotune(dataset.shuffle(len(X)).batch(32)), epochs=5,
+    model.fit(without_autotune(dataset.shuffle(len(X)).batch(32)), epochs=8,
               verbose=bar_or_lines())
     weights = model.get_weights()
     model = build_model(size, alpha=0.35)
@@ -624,7 +627,7 @@ def parse_arguments():
     add("--size", type=int, metavar="PIXELS", help="scale the images up to "
         f"this, a multiple of 32 (default {SIZE}, rehearsal 64); time and "
         "disk grow with its square")
-    add("--epochs", type=int, help=f"default {EPOCHS}, rehearsal 6; each "
+    add("--epochs", type=int, help=f"default {EPOCHS}, rehearsal 15; each "
         "takes about as long as the frozen part")
     add("--seed", type=int, default=0, help="of the head and the order; "
         "the stored outputs serve every seed")
@@ -644,7 +647,7 @@ def parse_arguments():
     if args.size is None:
         args.size = 64 if args.rehearse else SIZE
     if args.epochs is None:
-        args.epochs = 6 if args.rehearse else EPOCHS
+        args.epochs = 15 if args.rehearse else EPOCHS
     if args.size < 32 or args.size % 32:
         parser.error(f"--size {args.size}: expected a multiple of 32")
     if args.epochs < 1 or not 0 <= args.seed < 2 ** 32:

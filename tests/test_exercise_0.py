@@ -451,7 +451,7 @@ def test_no_room_is_said_before_the_pass(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     prepare = Counted()
-    with pytest.raises(OSError, match="GB needed, 0.00 GB free"):
+    with pytest.raises(OSError, match="MB needed, 0 MB free"):
         transfer.frozen_outputs(
             two_outputs, pictures(transfer.CHUNK), str(tmp_path), prepare)
     assert prepare.images == transfer.CHUNK  # the check alone
@@ -589,7 +589,7 @@ def rehearsal(tmp_path_factory):
         "module = __import__('0-transfer')\n"
         "module.PIECE = 64\n"
         "module.main()"), "--rehearse", "--cache", "cache",
-        "--record", "record.json", "--epochs", "6"]
+        "--record", "record.json"]
 
     def until(pattern):
         """Run until such a file appears, then kill."""
@@ -622,10 +622,10 @@ def test_a_run_killed_in_the_frozen_pass_goes_on(rehearsal):
 def test_a_run_killed_in_training_goes_on(rehearsal):
     """A run killed in training goes on."""
     folder, _, output = rehearsal
-    assert re.search(r"Going on after epoch \d of 6", output)
+    assert re.search(r"Going on after epoch \d of 15", output)
     assert "images to do" not in output
     with open(folder / "record.json") as file:
-        assert len(json.load(file)["history"]) == 6
+        assert len(json.load(file)["history"]) == 15
     assert not glob.glob(str(folder / "cache" / "training-*"))
 
 
@@ -811,12 +811,22 @@ def test_the_figures_in_the_readme_are_the_recorded_ones():
         with open(os.path.join(folder, f"seed-{seed}.json")) as file:
             runs.append(json.load(file))
     accuracies = [100 * run["test_accuracy"] for run in runs]
-    for figure in (f"{np.mean(accuracies):.2f} %",
-                   f"{np.std(accuracies, ddof=1):.2f}",
-                   f"{accuracies[0]:.2f} %"):
-        assert figure in readme
     with open(os.path.join(folder, "frozen_once.json")) as file:
         ways = json.load(file)["ways"]
+    seconds = runs[0]["seconds"]["all"]
+    rate = ways["predict, whole base"]["images_per_second"]
+    second_run = max(run["seconds"]["images and weights"]
+                     + run["seconds"]["frozen part"] for run in runs[1:])
+    for figure in (
+            f"| {np.mean(accuracies):.2f} % ± "
+            f"{np.std(accuracies, ddof=1):.2f} |",
+            f"| {accuracies[0]:.2f} % |", f"| {seconds / 60:.0f} minutes on ",
+            f"| {seconds * rate / 50000:.1f} |", f"| {second_run:.0f} s |"):
+        assert figure in readme
     for way, row in ways.items():
         assert (f"| {way} | {row['images_per_second']:.0f} | "
                 f"{row['peak_memory_bytes'] / 2 ** 30:.2f} |") in readme
+    for path in glob.glob(os.path.join(folder, "trials", "*.json")):
+        with open(path) as file:
+            last = json.load(file)["history"][-1]
+        assert f"| {100 * last['val_accuracy']:.2f} % |" in readme
