@@ -14,7 +14,7 @@ train: .venv/ready
 	    echo "This was a rehearsal: cifar10.h5 is what it was before."; }
 
 test: .venv/ready
-	. .venv/bin/activate && python -m pytest tests
+	. .venv/bin/activate && python -m pytest tests -rs -W ignore::DeprecationWarning
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 9) <= sys.version_info < \
