@@ -41,7 +41,7 @@ SIZE = 160              # pixels to which the 32x32 images are scaled up
 CUT = "block_8_add"     # the last frozen layer: 27 of 52 convolutions
 EPOCHS = 4
 BATCH = 128
-LEARNING_RATE = 1e-3    # falls to 0 along a cosine
+LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 LABEL_SMOOTHING = 0.1
 DROPOUT = 0.3
@@ -154,7 +154,8 @@ def build_model(size, alpha=1.0, weights=None):
 def convolutions(model):
     """How many of a model's convolution layers are frozen, and of how many."""
     layers = [layer for layer in model.layers if isinstance(
-        layer, (K.layers.Conv2D, K.layers.DepthwiseConv2D))]
+        layer, (K.layers.Conv2D, K.layers.DepthwiseConv2D,
+                K.layers.SeparableConv2D))]
     return sum(not layer.trainable for layer in layers), len(layers)
 
 
@@ -172,12 +173,12 @@ def stratified_order(labels, seed):
     return order[np.argsort(turn[order], kind="stable")]
 
 
-def write_whole(path, data):
+def write_whole(path, *data):
     """Write bytes under a temporary name, then rename: whole or not at all."""
     part = f"{path}.part"
     try:
         with open(part, "wb") as file:
-            file.write(data)
+            file.writelines(data)
         os.replace(part, path)
     except OSError as error:
         raise OSError(f"{path} was not written: {error}") from error
@@ -256,20 +257,29 @@ def frozen_outputs(model, images, folder, prepare):
             missing, unit_name="image",  # into a file: a line now and then
             interval=0.05 if sys.stdout.isatty() else 60)
     for start in todo:
-        piece = []
-        for i in range(start, min(start + PIECE, len(images)), CHUNK):
-            chunk = images[i:min(i + CHUNK, start + PIECE)]
-            piece.append(run(prepare(chunk)))
-            progress.add(len(chunk))
-        for number, chunks in enumerate(zip(*piece)):
-            buffer = io.BytesIO()
-            np.save(buffer, np.concatenate(chunks))
-            data = buffer.getbuffer()
+        some = images[start:start + PIECE]
+        piece = [np.empty((len(some),) + x.shape[1:], "float16")
+                 for x in first]
+        for i in range(0, len(some), CHUNK):
+            for whole, part in zip(piece, run(prepare(some[i:i + CHUNK]))):
+                whole[i:i + CHUNK] = part
+            progress.add(len(some[i:i + CHUNK]))
+        for number, whole in enumerate(piece):
+            header, values = npy(whole)
+            check = zlib.crc32(values, zlib.crc32(header))
             write_whole(os.path.join(
-                folder, f"{start:07d}-{number}-{zlib.crc32(data):08x}.npy"),
-                data)
+                folder, f"{start:07d}-{number}-{check:08x}.npy"),
+                header, values)
     stored = [StoredOutputs(column) for column in zip(*map(files, starts))]
     return stored if len(stored) > 1 else stored[0]
+
+
+def npy(array):
+    """What numpy.save writes, as header and values: without a copy."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, np.lib.format.header_data_from_array_1_0(array))
+    return header.getvalue(), np.ascontiguousarray(array).data
 
 
 def fingerprint(model, images):
@@ -324,16 +334,17 @@ def without_autotune(dataset):
     return dataset.with_options(options)
 
 
-def training_batch(number, stored, Y, seed):
+def training_batch(number, stored, Y, seed, size):
     """The shuffled batch of this number: x, y, float32.
 
     stored: outputs for m images, then for their mirror images
-    Y: one-hot (m, 10)
+    Y: one-hot (m, classes)
+    size: images in a batch
     Which of its two views an image starts with is drawn; then they take
     turns, so that two epochs see both (Keller Jordan, airbench, 2024,
     arXiv:2404.00498). An epoch's last incomplete batch is left out.
     """
-    m, size = len(Y), batch_size(len(Y))
+    m = len(Y)
     epoch, step = divmod(number, m // size)
     some = np.random.default_rng([seed, epoch]).permutation(m)[
         step * size:(step + 1) * size]
@@ -341,9 +352,9 @@ def training_batch(number, stored, Y, seed):
     return stored[some + m * (view % 2)].astype("float32"), Y[some]
 
 
-def batch_size(m):
-    """BATCH; less for few images, so that an epoch has at least 20 steps."""
-    return min(BATCH, max(1, m // 20))
+def batch_size(m, most=BATCH):
+    """`most`; less for few images, so that an epoch has at least 20 steps."""
+    return min(most, max(1, m // 20))
 
 
 class KeepEpochs(K.callbacks.Callback):
@@ -353,10 +364,10 @@ class KeepEpochs(K.callbacks.Callback):
     none is ever newer than the others, as with Keras's BackupAndRestore.
     """
 
-    def __init__(self, path):
-        """Keep everything in the file at `path`."""
+    def __init__(self, path, **note):
+        """Keep everything in the file at `path`, each epoch with a note."""
         super().__init__()
-        self.path = path
+        self.path, self.note = path, note
         self.history = []
 
     def restore(self):
@@ -367,12 +378,12 @@ class KeepEpochs(K.callbacks.Callback):
             with np.load(self.path) as file:
                 arrays = [file[f"arr_{i}"] for i in range(len(file.files))]
             history = json.loads(str(arrays.pop()))
+            count = len(self.model.get_weights())
+            self.model.set_weights(arrays[:count])
         except Exception as error:  # np.load has many ways to fail
             print(f"{self.path} is broken ({error}): starting anew")
             return
         self.model.optimizer.build(self.model.trainable_variables)
-        count = len(self.model.get_weights())
-        self.model.set_weights(arrays[:count])
         for variable, value in zip(self.model.optimizer.variables,
                                    arrays[count:]):
             variable.assign(value)
@@ -385,7 +396,7 @@ class KeepEpochs(K.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Add the epoch to the history and write the file."""
         row = {key: float(value) for key, value in (logs or {}).items()}
-        row["seconds"] = time.perf_counter() - self.start
+        row.update(self.note, seconds=time.perf_counter() - self.start)
         self.history.append(row)
         buffer = io.BytesIO()
         np.savez(buffer, *self.model.get_weights(),
@@ -394,23 +405,21 @@ class KeepEpochs(K.callbacks.Callback):
         write_whole(self.path, buffer.getbuffer())
 
 
-def train(top, stored, Y, Y_held, epochs, seed, keep):
+def train(top, stored, Y, Y_held, epochs, seed, keep, batch=BATCH,
+          rate=LEARNING_RATE):
     """Train the upper half on stored outputs; returns the history.
 
     top: the trained part, from the cut to the probabilities
     stored: outputs for the images, their mirror images, the held-out images
     Y, Y_held: one-hot labels of the images and of the held-out ones
     keep: KeepEpochs, which knows the epochs that are done already
+    batch: images in a batch, at most
+    rate: the learning rate at the beginning; it falls to 0 along a cosine
     """
-    m, steps = len(Y), len(Y) // batch_size(len(Y))
-
-    def held_batch(number):
-        """The held-out images in their order, without shuffling."""
-        some = np.arange(len(Y_held))[number * BATCH:(number + 1) * BATCH]
-        return stored[2 * m + some].astype("float32"), Y_held[some]
-
-    rate = K.optimizers.schedules.CosineDecay(LEARNING_RATE, epochs * steps)
-    top.compile(K.optimizers.AdamW(rate, weight_decay=WEIGHT_DECAY),
+    m, size = len(Y), batch_size(len(Y), batch)
+    steps = m // size
+    falling = K.optimizers.schedules.CosineDecay(rate, epochs * steps)
+    top.compile(K.optimizers.AdamW(falling, weight_decay=WEIGHT_DECAY),
                 K.losses.CategoricalCrossentropy(
                     label_smoothing=LABEL_SMOOTHING),
                 metrics=["accuracy"])
@@ -420,14 +429,26 @@ def train(top, stored, Y, Y_held, epochs, seed, keep):
     if done:
         print(f"Going on after epoch {done} of {epochs}")
     if done < epochs:
-        top.fit(batches(top, lambda number: training_batch(
-                    number, stored, Y, seed), done * steps, epochs * steps),
+        top.fit(batches(
+                    top, lambda number: training_batch(
+                        number, stored, Y, seed, size),
+                    done * steps, epochs * steps),
                 epochs=epochs, initial_epoch=done, steps_per_epoch=steps,
-                validation_data=batches(top, held_batch, 0, -(
-                    -len(Y_held) // BATCH)) if len(Y_held) else None,
+                validation_data=in_order(top, stored, 2 * m, Y_held)
+                if len(Y_held) else None,
                 callbacks=[keep], shuffle=False,
                 verbose=bar_or_lines())
     return keep.history
+
+
+def in_order(model, stored, first, Y):
+    """A dataset of the stored outputs from row `first` on, labelled Y."""
+    def batch(number):
+        """The batch of this number, not shuffled."""
+        some = np.arange(len(Y))[number * BATCH:(number + 1) * BATCH]
+        return stored[first + some].astype("float32"), Y[some]
+
+    return batches(model, batch, 0, -(-len(Y) // BATCH))
 
 
 def batches(model, batch, start, stop):
@@ -487,9 +508,10 @@ def keras_folder(kind):
     return os.path.join(home, kind)
 
 
-def fetch(load, name, path, url):
+def fetch(load, name, path, url, otherwise=""):
     """What `load` returns, which Keras may have to download first.
 
+    otherwise: what a user without a network can do instead
     Exits with EX_UNAVAILABLE if there is neither the file at `path` nor a
     network, and with 1 if there is the file but it can't be opened.
     """
@@ -511,8 +533,7 @@ def fetch(load, name, path, url):
             raise
         print(f"{name} is missing, and {url} can't be reached.\n"
               f"Keras looks for it as {path}\nRun this once with a "
-              f"network, or see it work without: {sys.argv[0]} --rehearse",
-              file=sys.stderr)
+              f"network{otherwise}", file=sys.stderr)
         sys.exit(EX_UNAVAILABLE)
 
 
@@ -537,13 +558,15 @@ def within_reach(url, seconds=5):
 
 def cifar10_and_model(size):
     """CIFAR-10 and a model that knows ImageNet; downloads them if need be."""
+    otherwise = f", or see it work without: {sys.argv[0]} --rehearse"
     data = fetch(K.datasets.cifar10.load_data, "CIFAR-10",
                  os.path.join(keras_folder("datasets"), CIFAR10),
-                 "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz")
+                 "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                 otherwise)
     model = fetch(lambda: build_model(size, weights="imagenet"), WEIGHTS,
                   os.path.join(keras_folder("models"), WEIGHTS),
                   "https://storage.googleapis.com/tensorflow/"
-                  f"keras-applications/mobilenet_v2/{WEIGHTS}")
+                  f"keras-applications/mobilenet_v2/{WEIGHTS}", otherwise)
     return data, model
 
 
