@@ -206,10 +206,9 @@ class Shared:
     frozen_pass: a record of the time that the pass through the base took
     """
 
-    def __init__(self, name, args):
-        """Load the images and the base, and let all images pass through."""
-        self.name, self.args = name, args
-        self.data = data = Images(args.limit)
+    def __init__(self, name, args, data):
+        """Load the base, and let all images pass through."""
+        self.name, self.args, self.data = name, args, data
         self.base = build_base(name)
         self.rate = predict_rate(self.base, data.images[:RATE_IMAGES])
         print(f"{name}: Keras's predict does {self.rate:.0f} images/s")
@@ -391,8 +390,9 @@ def finish(shared, style, model, top, stored, history, **more):
     truth = data.Y_test.argmax(axis=1)
     P = top.predict(transfer.in_order(
         top, stored, data.first_test, data.Y_test), verbose=0)
-    difference = save_model(model, model_path(args, name, style),
-                            data.images, P[:len(data.images)])
+    difference = save_model(
+        model, model_path(args, name, style), data.images,
+        P[:len(data.images)])
     frozen, total = transfer.convolutions(model)
     trained = count(model.trainable_weights)
     top1, top5 = (top_k_accuracy_score(truth, P, k=k, labels=range(100))
@@ -452,17 +452,13 @@ def save_model(model, path, images, expected):
 
 def both_styles(name, args):
     """Parts 1 and 2 for one base, as far as they aren't finished."""
-    styles = {"fixed": train_fixed, "partial": train_partial}
-    todo = [style for style in styles if not finished(args, name, style)]
-    if todo:
-        shared = Shared(name, args)
-        for style in todo:
-            styles[style](shared)
-    else:
-        print(f"{name}: finished already")
-    for path in glob.glob(os.path.join(glob.escape(args.out),
-                                       f"{name}-*.npz")):
-        os.remove(path)  # what a stopped training would go on from
+    # Before keep_memory: what loading takes goes back to the system.
+    data = Images(args.limit)
+    transfer.keep_memory()
+    shared = Shared(name, args, data)
+    for style, train in (("fixed", train_fixed), ("partial", train_partial)):
+        if not finished(args, name, style):
+            train(shared)
 
 
 def claim(folder):
@@ -537,14 +533,25 @@ def main():
     warnings.filterwarnings("ignore", category=UserWarning)
     for logger in "absl", "tensorflow":
         logging.getLogger(logger).setLevel(logging.ERROR)
-    transfer.keep_memory()
     try:
         claim(args.out)
         transfer.write_whole(os.path.join(args.out, "run.json"), json.dumps(
             recipe(args), indent=1).encode())
-        for name in args.bases:
-            both_styles(name, args)
-            K.backend.clear_session()
+        todo = []
+        for name in dict.fromkeys(args.bases):
+            if finished(args, name, "fixed") and (
+                    finished(args, name, "partial")):
+                print(f"{name}: finished already")
+            else:
+                todo.append(name)
+        if todo:
+            both_styles(todo[0], args)
+        if todo[1:]:
+            # Only a new process has none of the memory that this one took.
+            sys.stdout.flush()
+            os.execv(sys.executable, [sys.executable, *sys.argv])
+        for path in glob.glob(os.path.join(glob.escape(args.out), "*.npz")):
+            os.remove(path)  # what a stopped training would go on from
         print(report.report(args.out))
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.")

@@ -92,6 +92,38 @@ def passes(record):
                   for epoch in epochs)) / 50000
 
 
+def minutes(record):
+    """All that a training needed, in minutes."""
+    return (seconds_before(record) + training_seconds(record)) / 60
+
+
+def answers(records):
+    """Which, and at what cost? A line for each base, and one for all."""
+    lines = []
+    for base in dict.fromkeys(record["base"] for record in records):
+        styles = {record["style"]: record for record in records
+                  if record["base"] == base}
+        if len(styles) == 2:
+            fixed, partial = styles["fixed"], styles["partial"]
+            lines.append(
+                f"Training {base}'s upper half as well takes the test "
+                f"accuracy from {100 * fixed['test_top1']:.1f} % to "
+                f"{100 * partial['test_top1']:.1f} %, in "
+                f"{minutes(partial):.0f} minutes instead of "
+                f"{minutes(fixed):.0f}: "
+                f"{passes(partial) / passes(fixed):.1f} times the cost.")
+    best = max(records, key=lambda record: record["test_top1"])
+    cheapest = min(records, key=minutes)
+    if best is not cheapest:
+        lines.append(
+            f"The most accurate, {name(best)}, costs "
+            f"{minutes(best) / minutes(cheapest):.1f} times as many minutes "
+            f"as the cheapest, {name(cheapest)}, for "
+            f"{100 * (best['test_top1'] - cheapest['test_top1']):.1f} points "
+            "more.")
+    return lines
+
+
 def rates(record):
     """The rates of predict in the processes that trained, lowest first."""
     found = sorted({round(epoch["predict_images_per_second"])
@@ -121,7 +153,7 @@ ROWS = {
         f"{training_seconds(r) / len(r['history']):.1f}",
     "epochs": lambda r: f"{len(r['history'])}",
     "Keras's predict in its processes, images/s": rates,
-    "frozen pass, classifiers, training: passes of predict over 50,000":
+    "all of it, in passes of that predict over 50,000 images":
         lambda r: f"{passes(r):.1f}",
     "peak memory of the process so far, GiB": lambda r:
         f"{r['machine'].get('peak_memory_bytes', 0) / 2 ** 30:.2f}",
@@ -241,7 +273,8 @@ def report(folder):
     records = read(folder)
     rows = table(records)
     text = "\n\n".join(filter(None, (
-        warning(records), markdown(rows), f"On {processors(records)}.")))
+        warning(records), markdown(rows), *answers(records),
+        f"On {processors(records)}.")))
 
     def inside(file):
         """A path in the folder."""
@@ -250,7 +283,7 @@ def report(folder):
     write(inside("table.md"), (text + "\n").encode())
     write(inside("table.json"), json.dumps({
         "warning": warning(records), "machines": processors(records),
-        "rows": rows}, indent=1).encode())
+        "rows": rows, "answers": answers(records)}, indent=1).encode())
     draw_curves(records, inside("curves.png"))
     draw_accuracy_against_time(records, inside("accuracy-time.png"))
     for record in records:
