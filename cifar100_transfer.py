@@ -550,8 +550,10 @@ def main():
             # Only a new process has none of the memory that this one took.
             sys.stdout.flush()
             os.execv(sys.executable, [sys.executable, *sys.argv])
-        for path in glob.glob(os.path.join(glob.escape(args.out), "*.npz")):
-            os.remove(path)  # what a stopped training would go on from
+        for name in args.bases:
+            for path in glob.glob(os.path.join(glob.escape(args.out),
+                                               f"{name}-*.npz")):
+                os.remove(path)  # what a stopped training would go on from
         print(report.report(args.out))
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.")
