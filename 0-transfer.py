@@ -261,11 +261,12 @@ def frozen_outputs(model, images, folder, prepare):
         piece = [np.empty((len(some),) + x.shape[1:], "float16")
                  for x in first]
         for i in range(0, len(some), CHUNK):
-            for whole, part in zip(piece, run(prepare(some[i:i + CHUNK]))):
-                whole[i:i + CHUNK] = part
-            progress.add(len(some[i:i + CHUNK]))
-        for number, whole in enumerate(piece):
-            header, values = npy(whole)
+            chunk = some[i:i + CHUNK]
+            for array, part in zip(piece, run(prepare(chunk))):
+                array[i:i + CHUNK] = part
+            progress.add(len(chunk))
+        for number, array in enumerate(piece):
+            header, values = npy(array)
             check = zlib.crc32(values, zlib.crc32(header))
             write_whole(os.path.join(
                 folder, f"{start:07d}-{number}-{check:08x}.npy"),
@@ -767,21 +768,32 @@ def run(args):
         print("THIS WAS A REHEARSAL with digits: it says nothing of CIFAR-10")
 
 
-def main():
-    """Run, and turn what a user can mend into one message."""
-    args = parse_arguments()
-    # Keras's warnings: that .h5 is old, and that the weights are 224's.
+def explain(run, args, mend):
+    """Run, and turn what a user can mend into one message.
+
+    run: a function of args
+    mend: what to do before the same command goes on
+    """
+    # Keras warns that .h5 is old and that the weights are those for 224
+    # pixels, TensorFlow that each new model is traced.
     warnings.filterwarnings("ignore", category=UserWarning)
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    keep_memory()
+    for logger in "absl", "tensorflow":
+        logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         run(args)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.")
         sys.exit(130)
     except (OSError, tf.errors.OpError) as error:
-        sys.exit(f"{error}\nWhat was finished is kept: mend this, or choose "
-                 "another --cache, and run the same command again.")
+        sys.exit(f"{error}\nWhat was finished is kept: {mend}, and run the "
+                 "same command again.")
+
+
+def main():
+    """Read the command line, and run."""
+    args = parse_arguments()
+    keep_memory()
+    explain(run, args, "mend this, or choose another --cache")
 
 
 if __name__ == "__main__":

@@ -21,11 +21,9 @@ import collections
 import contextlib
 import glob
 import json
-import logging
 import os
 import sys
 import time
-import warnings
 
 import numpy as np
 import tensorflow as tf
@@ -394,14 +392,14 @@ def finish(shared, style, model, top, stored, history, **more):
         model, model_path(args, name, style), data.images,
         P[:len(data.images)])
     frozen, total = transfer.convolutions(model)
-    trained = count(model.trainable_weights)
+    trained = int(sum(np.prod(w.shape) for w in model.trainable_weights))
     top1, top5 = (top_k_accuracy_score(truth, P, k=k, labels=range(100))
                   for k in (1, 5))
     record = {
         "base": name, "style": style, "limit": args.limit,
         "size": BASES[name].size, "test_top1": top1, "test_top5": top5,
         "trained_parameters": trained,
-        "other_parameters": count(model.weights) - trained,
+        "other_parameters": model.count_params() - trained,
         "frozen_convolutions": frozen, "convolutions": total,
         "training_images": len(data.Y), "held_out_images": len(data.Y_held),
         "test_images": len(data.Y_test),
@@ -416,11 +414,6 @@ def finish(shared, style, model, top, stored, history, **more):
                          json.dumps(record, indent=1).encode())
     print(f"{report.name(record)}: test accuracy top-1 {top1:.4f}, top-5 "
           f"{top5:.4f} {report.warning([record])}")
-
-
-def count(weights):
-    """How many numbers there are in these weights."""
-    return int(sum(np.prod(weight.shape) for weight in weights))
 
 
 def save_model(model, path, images, expected):
@@ -525,44 +518,35 @@ def parse_arguments():
     return args
 
 
-def main():
-    """Run, and turn what a user can mend into one message."""
-    args = parse_arguments()
-    # Keras warns that MobileNetV2's weights are those for 224 pixels, and
-    # TensorFlow that each new model is traced.
-    warnings.filterwarnings("ignore", category=UserWarning)
-    for logger in "absl", "tensorflow":
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    try:
-        claim(args.out)
-        transfer.write_whole(os.path.join(args.out, "run.json"), json.dumps(
-            recipe(args), indent=1).encode())
-        todo = []
-        for name in dict.fromkeys(args.bases):
-            if finished(args, name, "fixed") and (
-                    finished(args, name, "partial")):
-                print(f"{name}: finished already")
-            else:
-                todo.append(name)
-        if todo:
-            both_styles(todo[0], args)
-        if todo[1:]:
-            # Only a new process has none of the memory that this one took.
-            sys.stdout.flush()
-            os.execv(sys.executable, [sys.executable, *sys.argv])
-        for name in args.bases:
-            for path in glob.glob(os.path.join(glob.escape(args.out),
-                                               f"{name}-*.npz")):
-                os.remove(path)  # what a stopped training would go on from
-        print(report.report(args.out))
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.")
-        sys.exit(130)
-    except (OSError, tf.errors.OpError) as error:
-        sys.exit(f"{error}\nWhat was finished is kept: mend this, and run "
-                 "the same command again.")
+def run(args):
+    """All bases, one after the other, and the comparison."""
+    claim(args.out)
+    transfer.write_whole(os.path.join(args.out, "run.json"), json.dumps(
+        recipe(args), indent=1).encode())
+    todo = []
+    for name in dict.fromkeys(args.bases):
+        if all(finished(args, name, style) for style in report.STYLES):
+            print(f"{name}: finished already")
+        else:
+            todo.append(name)
+    if todo:
+        both_styles(todo[0], args)
+    if todo[1:]:
+        # Only a new process has none of the memory that this one took.
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    for name in args.bases:
+        for path in glob.glob(os.path.join(glob.escape(args.out),
+                                           f"{name}-*.npz")):
+            os.remove(path)  # what a stopped training would go on from
+    print(report.report(args.out))
     print(f"\nEverything is in {os.path.abspath(args.out)}; the stored "
           f"outputs in {args.cache} may be deleted now.")
+
+
+def main():
+    """Read the command line, and run."""
+    transfer.explain(run, parse_arguments(), "mend this")
 
 
 if __name__ == "__main__":

@@ -183,7 +183,10 @@ def write_picture(figure, path, warned):
 
 
 def write(path, data):
-    """Write bytes under a temporary name, then rename."""
+    """Write bytes under a temporary name, then rename.
+
+    As 0-transfer.py does, which brings TensorFlow and gets by alone.
+    """
     part = f"{path}.part"
     try:
         with open(part, "wb") as file:
@@ -271,9 +274,9 @@ def draw_confusion(record, path):
 def report(folder):
     """Write a folder's tables and pictures; return the table as Markdown."""
     records = read(folder)
-    rows = table(records)
+    rows, lines = table(records), answers(records)
     text = "\n\n".join(filter(None, (
-        warning(records), markdown(rows), *answers(records),
+        warning(records), markdown(rows), *lines,
         f"On {processors(records)}.")))
 
     def inside(file):
@@ -283,7 +286,7 @@ def report(folder):
     write(inside("table.md"), (text + "\n").encode())
     write(inside("table.json"), json.dumps({
         "warning": warning(records), "machines": processors(records),
-        "rows": rows, "answers": answers(records)}, indent=1).encode())
+        "rows": rows, "answers": lines}, indent=1).encode())
     draw_curves(records, inside("curves.png"))
     draw_accuracy_against_time(records, inside("accuracy-time.png"))
     for record in records:

@@ -246,7 +246,7 @@ def comparison(tmp_path_factory):
     """A run that was killed in each part, and its last process's output."""
     folder = tmp_path_factory.mktemp("comparison")
     command = process(OFFLINE, folder, *ARGUMENTS)
-    env = dict(without_network(folder))
+    env = without_network(folder)
 
     def until(pattern, how=signal.SIGKILL):
         """Run until such a file appears, then kill."""
