@@ -221,6 +221,31 @@ def test_batchnorm_above_the_cut_keeps_up(bases):
         assert momenta == {0.9}
 
 
+def test_part_2_trains_on_with_part_1_s_classifier(bases, monkeypatch):
+    """Part 2 begins with the weights that part 1's linear classifier has."""
+    classifier = cifar100.build_classifier(1280, 0, 0.3)
+    learned, began = classifier.get_weights(), []
+
+    def train(top, *arguments):
+        """Look at what is about to be trained; the history is empty."""
+        began.extend(top.get_layer("classifier").get_weights())
+        return []
+
+    for module, name, stand_in in (
+            (cifar100, "load_features", lambda folder: None),
+            (cifar100, "trained_classifier", lambda *_: (classifier, [])),
+            (cifar100, "finish", lambda *_, **more: None),
+            (transfer, "train", train)):
+        monkeypatch.setattr(module, name, stand_in)
+    cifar100.train_partial(argparse.Namespace(
+        name="MobileNetV2", base=bases["MobileNetV2"], at_cut=None,
+        args=argparse.Namespace(seed=0, out="", limit=None),
+        data=argparse.Namespace(Y=None, Y_held=None), keep=lambda what: None))
+    assert len(began) == len(learned) == 2
+    for now, before in zip(began, learned):
+        np.testing.assert_array_equal(now, before)
+
+
 # "Accept as input the result of our pretrained model. Produce as output a
 # classification for the CIFAR100 dataset."
 
