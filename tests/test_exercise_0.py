@@ -6,6 +6,7 @@ which Keras must find or be able to download.
 """
 import ast
 import glob
+import inspect
 import json
 import os
 import re
@@ -738,10 +739,12 @@ def test_the_checker_accepts_the_shipped_file(checker, tmp_path):
                           text=True)
     assert done.returncode == 0, done.stderr
     assert accuracy(done.stdout) >= 0.945
-    # Keras 3.10 shows the mean of the batches' running means: 0.9505, not
-    # 0.9500.
+    # The bar of some Keras 3 averages what is a mean already: 3.10 shows
+    # 0.9505 where evaluate returns 0.9500.
+    averaged = transfer.KERAS.startswith("3.") and "stateless_metrics" not in (
+        inspect.signature(K.utils.Progbar).parameters)
     assert accuracy(done.stdout) == pytest.approx(
-        recorded()["test_accuracy"], abs=1e-3)
+        recorded()["test_accuracy"], abs=1e-3 if averaged else 3e-4)
 
 
 @real_data

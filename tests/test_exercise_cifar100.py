@@ -350,8 +350,8 @@ def test_a_killed_run_went_on(comparison):
     assert not list(folder.rglob("*.npz")) + list(folder.rglob("*.part*"))
 
 
-def test_part_2_starts_with_what_part_1_learned(comparison):
-    """Part 2 starts with what part 1's linear classifier learned."""
+def test_part_2_has_part_1_s_linear_classifier(comparison):
+    """Part 2 has part 1's linear classifier, and counts its time."""
     found = records(comparison[0])
     for base in "MobileNetV2", "Xception":
         model = K.models.load_model(str(
