@@ -211,7 +211,7 @@ def frozen_outputs(model, images, folder, prepare):
     """Compute a frozen model's outputs once, or find them on disk.
 
     model: a K.Model with one or more outputs
-    images: uint8 (m, ...), m at least 1
+    images: (m, ...), m at least 1: an array, or what len and slices read
     folder: the cache; what the outputs are made from names a folder in it
     prepare: turns some of the images into the model's input
     Returns: StoredOutputs, or a list of them if the model has several outputs
@@ -227,6 +227,10 @@ def frozen_outputs(model, images, folder, prepare):
         return sorted(glob.glob(os.path.join(
             glob.escape(folder), f"{start:07d}-*.npy")))
 
+    def size(start):
+        """How many images a piece has."""
+        return min(PIECE, len(images) - start)
+
     whole = [start for start in starts if len(files(start)) == outputs
              and all(map(is_whole, files(start)))]
     # The fingerprint sees neither `prepare` nor a Lambda's code. This does.
@@ -241,7 +245,7 @@ def frozen_outputs(model, images, folder, prepare):
               "now: making them all again.")
         whole = []
     todo = [start for start in starts if start not in whole]
-    missing = sum(len(images[start:start + PIECE]) for start in todo)
+    missing = sum(size(start) for start in todo)
     need = missing * sum(x[0].nbytes for x in first)
     for start in todo:
         for file in files(start):
@@ -257,13 +261,13 @@ def frozen_outputs(model, images, folder, prepare):
             missing, unit_name="image",  # into a file: a line now and then
             interval=0.05 if sys.stdout.isatty() else 60)
     for start in todo:
-        some = images[start:start + PIECE]
-        piece = [np.empty((len(some),) + x.shape[1:], "float16")
+        piece = [np.empty((size(start),) + x.shape[1:], "float16")
                  for x in first]
-        for i in range(0, len(some), CHUNK):
-            chunk = some[i:i + CHUNK]
+        for i in range(0, size(start), CHUNK):
+            stop = min(i + CHUNK, size(start))
+            chunk = images[start + i:start + stop]
             for array, part in zip(piece, run(prepare(chunk))):
-                array[i:i + CHUNK] = part
+                array[i:stop] = part
             progress.add(len(chunk))
         for number, array in enumerate(piece):
             header, values = npy(array)
@@ -285,7 +289,9 @@ def npy(array):
 
 def fingerprint(model, images):
     """A hash of a model's layers, their sizes and weights, and of images."""
-    digest = hashlib.sha256(np.ascontiguousarray(images))
+    digest = hashlib.sha256()
+    for start in range(0, len(images), CHUNK):  # may be read as asked for
+        digest.update(np.ascontiguousarray(images[start:start + CHUNK]))
     digest.update(f"{images.shape} {PIECE}".encode())
     for layer in model.layers:
         plain = {key: value for key, value in layer.get_config().items()

@@ -31,6 +31,7 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from tensorflow import keras as K
 
 import report
+import runs
 
 transfer = __import__("0-transfer")
 
@@ -127,24 +128,34 @@ def build_base(name, weights="imagenet"):
     x = K.layers.Resizing(base.size, base.size, name="scale_up")(images)
     x = K.layers.Normalization(mean=base.mean, variance=[
         std ** 2 for std in base.std], name="preprocess")(x)
-    file = os.path.basename(base.weights)
+    x = application(name, x, weights, f", or choose other --bases than "
+                    f"{name}").output
+    features = K.layers.GlobalAveragePooling2D(name="features")(x)
+    return K.Model(images, features, name=name)
+
+
+def application(name, images, weights, otherwise=""):
+    """One of K.applications without its top, BatchNorm ready for few steps.
+
+    images: a tensor, prepared as the application wants it
+    weights, otherwise: "imagenet", and what a user can do without a network
+        instead of downloading them; or None (random)
+    """
+    file = os.path.basename(BASES[name].weights)
 
     def build():
-        """The application, on the scaled images."""
+        """The application, on these images."""
         return getattr(K.applications, name)(
-            input_tensor=x, include_top=False, weights=weights)
+            input_tensor=images, include_top=False, weights=weights)
 
-    application = transfer.fetch(
+    found = transfer.fetch(
         build, file, os.path.join(transfer.keras_folder("models"), file),
         "https://storage.googleapis.com/tensorflow/keras-applications/"
-        + base.weights,
-        f", or choose other --bases than {name}") if weights else build()
-    for layer in application.layers:
+        + BASES[name].weights, otherwise) if weights else build()
+    for layer in found.layers:
         if isinstance(layer, K.layers.BatchNormalization):
             layer.momentum = transfer.MOMENTUM
-    features = K.layers.GlobalAveragePooling2D(name="features")(
-        application.output)
-    return K.Model(images, features, name=name)
+    return found
 
 
 def build_classifier(width, units, dropout):
@@ -193,6 +204,46 @@ def predict_rate(base, images):
     return len(images) / (time.perf_counter() - start)
 
 
+def as_float(images):
+    """Images for a network that scales by itself."""
+    return images.astype("float32")
+
+
+def timed_pass(model, images, cache, prepare=as_float, **note):
+    """All images through a frozen model once, and how long that takes.
+
+    model, images, cache, prepare: for transfer.frozen_outputs
+    note: what else the record says
+    Returns: what frozen_outputs returns; a record, a dict: seconds, images,
+        measured_on, and the note, as they were when the pass was made
+    """
+    calls = []
+
+    def prepare_and_note(chunk):
+        """Note when, and how many."""
+        calls.append((time.perf_counter(), len(chunk)))
+        return prepare(chunk)
+
+    stored = transfer.frozen_outputs(model, images, cache, prepare_and_note)
+    end = time.perf_counter()
+    files = (stored[0] if isinstance(stored, list) else stored).files
+    # Beside what is stored, which may serve more than one run.
+    path = os.path.join(os.path.dirname(files[0]), "pass.json")
+    record = runs.read_json(path) or {"measured_on": 0}
+    # The first call only checks what is there, and warms up.
+    measured = sum(count for _, count in calls[1:])
+    if measured > record["measured_on"]:
+        record = {  # if it was stopped before, its last part stands for all
+            "seconds": (end - calls[1][0]) * len(images) / measured,
+            "images": len(images), "measured_on": measured, **note}
+        runs.write(path, record)
+    elif not record["measured_on"]:
+        # Killed just before: the last piece tells how long it takes.
+        os.remove(files[-1])
+        return timed_pass(model, images, cache, prepare, **note)
+    return stored, record
+
+
 class Shared:
     """A base, the images, and what both styles need of them.
 
@@ -210,59 +261,19 @@ class Shared:
         self.base = build_base(name)
         self.rate = predict_rate(self.base, data.images[:RATE_IMAGES])
         print(f"{name}: Keras's predict does {self.rate:.0f} images/s")
-        self.at_cut, features = self.pass_through()
+        cut = self.base.get_layer(BASES[name].first_trained).input
+        (self.at_cut, features), self.frozen_pass = timed_pass(
+            K.Model(self.base.input, [cut, self.base.output]), data.images,
+            args.cache, predict_images_per_second=self.rate)
         # All others have gone through: their memory is needed from here on.
         data.images = data.images[data.first_test:][:COMPARED].copy()
         save_features(features, data, features_folder(args, name))
-
-    def pass_through(self):
-        """All images through the base once: the cut's outputs, the features.
-
-        Returns: two StoredOutputs
-        """
-        images, calls = self.data.images, []
-
-        def prepare(chunk):
-            """Float32, since the network scales by itself."""
-            calls.append((time.perf_counter(), len(chunk)))
-            return chunk.astype("float32")
-
-        cut = self.base.get_layer(BASES[self.name].first_trained).input
-        stored = transfer.frozen_outputs(
-            K.Model(self.base.input, [cut, self.base.output]), images,
-            self.args.cache, prepare)
-        end = time.perf_counter()
-        # Beside what is stored, which may serve more than one run.
-        path = os.path.join(os.path.dirname(stored[0].files[0]), "pass.json")
-        self.frozen_pass = read_json(path) or {"measured_on": 0}
-        # The first call only checks what is there, and warms up.
-        measured = sum(count for _, count in calls[1:])
-        if measured > self.frozen_pass["measured_on"]:
-            self.frozen_pass = {
-                # If it was stopped before, its last part stands for all.
-                "seconds": (end - calls[1][0]) * len(images) / measured,
-                "images": len(images), "measured_on": measured,
-                "predict_images_per_second": self.rate}
-            transfer.write_whole(path, json.dumps(
-                self.frozen_pass, indent=1).encode())
-        elif not self.frozen_pass["measured_on"]:
-            # Killed just before: the last piece tells how long it takes.
-            os.remove(stored[0].files[-1])
-            return self.pass_through()
-        return stored
 
     def keep(self, what):
         """What keeps the epochs of a training, for KeepEpochs."""
         return transfer.KeepEpochs(
             part_path(self.args, self.name, f"{what}.npz"),
             predict_images_per_second=self.rate)
-
-
-def read_json(path):
-    """What a JSON file says; None if there is none or it is broken."""
-    with contextlib.suppress(OSError, ValueError):
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
 
 
 def part_path(args, name, what):
@@ -287,7 +298,7 @@ def features_folder(args, name):
 
 def finished(args, name, style):
     """Whether a training is recorded and its model there."""
-    return bool(read_json(part_path(args, name, f"{style}.json"))
+    return bool(runs.read_json(part_path(args, name, f"{style}.json"))
                 and os.path.exists(model_path(args, name, style)))
 
 
@@ -410,8 +421,7 @@ def finish(shared, style, model, top, stored, history, **more):
             labels=range(len(GROUPS))).tolist(),
         "machine": transfer.machine(),
     }
-    transfer.write_whole(part_path(args, name, f"{style}.json"),
-                         json.dumps(record, indent=1).encode())
+    runs.write(part_path(args, name, f"{style}.json"), record)
     print(f"{report.name(record)}: test accuracy top-1 {top1:.4f}, top-5 "
           f"{top5:.4f} {report.warning([record])}")
 
@@ -419,8 +429,8 @@ def finish(shared, style, model, top, stored, history, **more):
 def save_model(model, path, images, expected):
     """Write a whole model as .keras; load it back and compare.
 
-    images: uint8 (m, 32, 32, 3)
-    expected: what the stored outputs gave for these images, (m, 100)
+    images: what the model takes, (m, height, width, 3) in 0..255
+    expected: what the stored outputs gave for these images, (m, classes)
     Returns: the largest difference between probabilities
     Raises OSError if it can't be written or is another model when read back.
     """
@@ -452,20 +462,6 @@ def both_styles(name, args):
     for style, train in (("fixed", train_fixed), ("partial", train_partial)):
         if not finished(args, name, style):
             train(shared)
-
-
-def claim(folder):
-    """Make sure that no other process writes into this folder.
-
-    Raises OSError if one does. Does nothing on Windows, which has no flock.
-    """
-    with contextlib.suppress(ImportError):
-        import fcntl
-        try:  # held until this process ends, however it ends
-            fcntl.flock(os.open(folder, os.O_RDONLY),
-                        fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"Another process is at work in {folder}")
 
 
 def recipe(args):
@@ -510,7 +506,10 @@ def parse_arguments():
         os.makedirs(args.cache, exist_ok=True)
     except OSError as error:
         parser.error(str(error))
-    found = read_json(os.path.join(args.out, "run.json")) or {}
+    found = runs.read_json(os.path.join(args.out, "run.json")) or {}
+    if "script" in found:
+        parser.error(f"{args.out} has a run of {found['script']}: choose "
+                     "another --out")
     for what, value in recipe(args).items():
         if found.get(what, value) != value:
             parser.error(f"{args.out} has a run with {what} {found[what]}, "
@@ -520,9 +519,8 @@ def parse_arguments():
 
 def run(args):
     """All bases, one after the other, and the comparison."""
-    claim(args.out)
-    transfer.write_whole(os.path.join(args.out, "run.json"), json.dumps(
-        recipe(args), indent=1).encode())
+    runs.claim(args.out)
+    runs.write(os.path.join(args.out, "run.json"), recipe(args))
     todo = []
     for name in dict.fromkeys(args.bases):
         if all(finished(args, name, style) for style in report.STYLES):

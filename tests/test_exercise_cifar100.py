@@ -511,7 +511,7 @@ def test_a_part_is_finished_with_its_record_and_its_model(tmp_path):
 def test_two_runs_in_one_folder_are_refused(tmp_path):
     """Two runs in one folder are refused."""
     (tmp_path / "out").mkdir()
-    cifar100.claim(str(tmp_path / "out"))  # until these tests end
+    cifar100.runs.claim(str(tmp_path / "out"))  # until these tests end
     done = run(process(OFFLINE, tmp_path, *ARGUMENTS), tmp_path)
     assert done.returncode == 1
     assert "Another process is at work in out" in done.stderr
