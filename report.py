@@ -4,20 +4,27 @@
     ./report.py results/cifar100
 
 reads the records (*.json) in a folder and writes beside them table.md,
-table.json, curves.png, accuracy-time.png and a confusion-....png for each
-training. cifar100_transfer.py does the same at its end.
+table.json and pictures: curves.png, a confusion-....png for each training,
+and what else there is to see. The scripts do the same at their end.
 """
 import argparse
 import glob
 import io
+import itertools
 import json
 import os
 import sys
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
+from sklearn.metrics import classification_report
+
+import runs
 
 WIDTH = 8.0   # inches: at 100 dots per inch, the width of a README
+MISTAKES = 24  # of the worst, on a sheet
 STYLES = {"fixed": "fixed features", "partial": "partially frozen"}
 # Okabe and Ito's colours, which the colour-blind can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -26,7 +33,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 def read(folder):
     """The records of trainings in a folder, a base's styles together.
 
-    Returns: a list of dicts, as cifar100_transfer.py writes them
+    Returns: a list of dicts, as the scripts write them
     Raises OSError if there are none or one can't be read.
     """
     records = []
@@ -37,25 +44,30 @@ def read(folder):
                 record = json.load(file)
         except ValueError as error:
             raise OSError(f"{path} can't be read: {error}") from error
-        if isinstance(record, dict) and "style" in record:
+        if isinstance(record, dict) and {"title", "style"} & set(record):
             records.append(record)
     if not records:
         raise OSError(f"No record of a training in {folder}: expected "
-                      "*.json files that cifar100_transfer.py wrote")
-    # The quicker base first, whatever its name.
-    return sorted(records, key=lambda record: (
-        -record["frozen_pass"]["predict_images_per_second"],
-        record["base"], record["style"]))
+                      "*.json files that cifar100_transfer.py, simple_cnn.py,"
+                      " transfer_model.py or four_classes_transfer.py wrote")
+    return sorted(records, key=place)
+
+
+def place(record):
+    """Where a record comes: the quicker base first, or the one without."""
+    rate = record.get("frozen_pass", {}).get("predict_images_per_second", 0)
+    return -rate, "base" in record, name(record), record.get("split", 0)
 
 
 def name(record):
     """A training's name in tables and pictures."""
-    return f"{record['base']}, {STYLES[record['style']]}"
+    return record.get("title") or (
+        f"{record['base']}, {STYLES[record['style']]}")
 
 
 def warning(records):
     """What every output of a run on few images says; else nothing."""
-    limits = {record["limit"] for record in records} - {None}
+    limits = {record.get("limit") for record in records} - {None}
     return (f"NOT A RESULT: limited to {max(limits):,} images"
             if limits else "")
 
@@ -131,7 +143,7 @@ def rates(record):
     return " to ".join(map(str, found[::max(1, len(found) - 1)]))
 
 
-ROWS = {
+CIFAR100_ROWS = {
     "size, pixels": lambda r: f"{r['size']}",
     "test accuracy, top-1": lambda r: f"{100 * r['test_top1']:.2f} %",
     "test accuracy, top-5": lambda r: f"{100 * r['test_top5']:.2f} %",
@@ -160,11 +172,64 @@ ROWS = {
 }
 
 
-def table(records):
-    """A list of rows of words, the first with the names of the trainings."""
-    return [[""] + [name(record) for record in records]] + [
-        [row] + [cell(record) for record in records]
-        for row, cell in ROWS.items()]
+def accuracy(evaluation):
+    """An accuracy and its 95 % interval, in words."""
+    return "{:.1f} % ({:.1f} to {:.1f})".format(*(
+        100 * x for x in [evaluation["accuracy"], *evaluation["interval"]]))
+
+
+def against_simple(record):
+    """How many pictures only one of two networks gets right, in words."""
+    pair = record.get("against_simple")
+    if not pair:
+        return ""
+    return "{only_this_right} to {only_other_right}, p = {p:.2g}".format(
+        **pair)
+
+
+def mean_and_deviation(records):
+    """Of the accuracies of some splits, in words."""
+    found = [100 * record["evaluation"]["accuracy"] for record in records]
+    return f"{np.mean(found):.2f} %" + (
+        f" ± {np.std(found, ddof=1):.2f}" if len(found) > 1 else "")
+
+
+DESSERTS_ROWS = {
+    "size, pixels": lambda r: f"{r['size']}",
+    "holdout accuracy (95 % interval)": lambda r: accuracy(r["evaluation"]),
+    "holdout loss": lambda r: f"{r['evaluation']['loss']:.3f}",
+    "best validation accuracy": lambda r: "{:.1f} %".format(
+        100 * max(epoch["val_accuracy"] for epoch in r["history"])),
+    "parameters": lambda r: f"{r['parameters']:,}",
+    "epochs": lambda r: f"{len(r['history'])}",
+    "training, minutes": lambda r: f"{training_seconds(r) / 60:.1f}",
+    "pictures that only it gets right, to only the simple network; "
+    "McNemar's test": against_simple,
+}
+FOUR_CLASSES_ROWS = {
+    "size, pixels": lambda r: f"{r[0]['size']}",
+    "pictures to train on, to validate, to test": lambda r: ", ".join(
+        f"{count:,}" for count in r[0]["pictures"]),
+    "splits": lambda r: f"{len(r)}",
+    "test accuracy, mean ± standard deviation": mean_and_deviation,
+    "test accuracy of the first split (95 % interval)": lambda r:
+        accuracy(r[0]["evaluation"]),
+    "frozen pass, once for all, seconds": lambda r:
+        f"{r[0]['pass_seconds']:.0f}",
+    "training, seconds a split": lambda r:
+        f"{np.mean(list(map(training_seconds, r))):.1f}",
+}
+
+
+def table(records, cells=CIFAR100_ROWS):
+    """A list of rows of words, the first with the names of the trainings.
+
+    records: one for each column, or a list of them, whose first has the name
+    """
+    names = [name(r[0] if isinstance(r, list) else r) for r in records]
+    rows = [[row] + [cell(record) for record in records]
+            for row, cell in cells.items()]
+    return [[""] + names] + [row for row in rows if any(row[1:])]
 
 
 def markdown(rows):
@@ -179,39 +244,33 @@ def write_picture(figure, path, warned):
         figure.suptitle(warned, color="#D55E00", weight="bold")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100)
-    write(path, picture.getvalue())
-
-
-def write(path, data):
-    """Write bytes under a temporary name, then rename.
-
-    As 0-transfer.py does, which brings TensorFlow and gets by alone.
-    """
-    part = f"{path}.part"
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(f"{path} was not written: {error}") from error
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
+    runs.write(path, picture.getvalue())
 
 
 def draw_curves(records, path):
-    """Training and held-out accuracy of each training, epoch by epoch."""
-    lines = -(-len(records) // 2)
+    """Accuracy of each training, epoch by epoch.
+
+    The pictures that weren't learned from are "held out" of CIFAR-100, which
+    has no validation pictures of its own.
+    """
+    columns = min(2, len(records))
+    lines = -(-len(records) // columns)
     figure = Figure((WIDTH, 2.9 * lines + 0.3), layout="constrained")
-    panels = figure.subplots(lines, 2, sharey=True, squeeze=False).ravel()
+    panels = figure.subplots(
+        lines, columns, sharey=True, squeeze=False).ravel()
     for panel, record in zip(panels, records):
         history = record["history"]
         epochs = range(1, len(history) + 1)
+        others = "held out" if "style" in record else "validation"
         for key, words, colour, mark in (
-                ("accuracy", "training (with dropout)", COLOURS[1], "s"),
-                ("val_accuracy", "held out", COLOURS[0], "o")):
+                ("accuracy", "training, while it learns", COLOURS[1], "s"),
+                ("val_accuracy", others, COLOURS[0], "o")):
             panel.plot(epochs, [100 * row[key] for row in history],
                        color=colour, marker=mark, markersize=4, label=words)
+        phases = [row.get("phase") for row in history]
+        for i in range(1, len(phases)):
+            if phases[i] != phases[i - 1]:
+                panel.axvline(i + 0.5, color="grey", linestyle=":")
         panel.set_title(name(record), fontsize=11)
         panel.set_xlabel("epoch")
         panel.set_xticks(epochs[::-(-len(epochs) // 10)])
@@ -247,51 +306,183 @@ def draw_accuracy_against_time(records, path):
     write_picture(figure, path, warning(records))
 
 
-def draw_confusion(record, path):
-    """Which group of classes the test images of each group are put into."""
-    counts = np.array(record["confusion"])
+def draw_confusion(counts, classes, title, path, warned="", right="right"):
+    """Which class the pictures of each class are taken for.
+
+    counts: a row for each true class
+    right: what the answers on the diagonal are, in words
+    """
+    counts = np.array(counts)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    groups = record["groups"]
     figure = Figure((WIDTH, 7.6), layout="constrained")
     panel = figure.subplots()
     image = panel.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    small = 8 if len(classes) > 10 else 10
     for (i, j), value in np.ndenumerate(share):
         if value >= 0.5:
             panel.text(j, i, f"{value:.0f}", ha="center", va="center",
-                       fontsize=7, color="white" if value > 50 else "black")
-    panel.set_xticks(range(len(groups)), groups, rotation=60, ha="right",
-                     rotation_mode="anchor", fontsize=8)
-    panel.set_yticks(range(len(groups)), groups, fontsize=8)
-    panel.set_xlabel("predicted group")
-    panel.set_ylabel("true group")
-    panel.set_title(f"{name(record)}: test images, "
-                    f"{100 * np.trace(counts) / counts.sum():.1f} % in the "
-                    "right group", fontsize=11)
-    figure.colorbar(image, shrink=0.6, label="% of the true group's images")
-    write_picture(figure, path, warning([record]))
+                       fontsize=small - 1,
+                       color="white" if value > 50 else "black")
+    panel.set_xticks(range(len(classes)), classes, rotation=60, ha="right",
+                     rotation_mode="anchor", fontsize=small)
+    panel.set_yticks(range(len(classes)), classes, fontsize=small)
+    panel.set_xlabel("predicted")
+    panel.set_ylabel("true")
+    panel.set_title(f"{title}: {100 * np.trace(counts) / counts.sum():.1f} % "
+                    f"{right}", fontsize=11)
+    figure.colorbar(image, shrink=0.6, label="% of the true class's pictures")
+    write_picture(figure, path, warned)
+
+
+def draw_evaluation(record, folder, file):
+    """What is taken for what, and the worst mistakes.
+
+    file: the end of the pictures' names
+    """
+    draw_confusion(
+        record["evaluation"]["confusion"], record["classes"], name(record),
+        os.path.join(folder, f"confusion-{file}.png"))
+    draw_mistakes(record, os.path.join(folder, "pictures"),
+                  os.path.join(folder, f"mistakes-{file}.png"))
+
+
+def draw_mistakes(record, folder, path):
+    """The wrong answers that a model was surest of, each picture once.
+
+    folder: the clean copy of the pictures; if it isn't there any more, the
+        sheet stays as it is
+    """
+    wrong = {row[0]: row for row in sorted(
+        record["evaluation"]["answers"], key=lambda row: row[4])
+        if row[2] != row[3]}
+    wrong = sorted(wrong.values(), key=lambda row: -row[4])[:MISTAKES]
+    if not wrong or not os.path.isdir(folder):
+        return
+    lines = -(-len(wrong) // 6)
+    figure = Figure((WIDTH, 1.75 * lines + 0.5), layout="constrained")
+    figure.suptitle(f"{name(record)}: the wrong answers it was surest of",
+                    fontsize=11)
+    panels = figure.subplots(lines, 6, squeeze=False).ravel()
+    for panel in panels:
+        panel.axis("off")
+    for panel, (copy, _, truth, answer, p) in zip(panels, wrong):
+        with Image.open(os.path.join(folder, copy)) as picture:
+            panel.imshow(np.asarray(picture))
+        panel.set_title(f"{record['classes'][answer]} {100 * p:.0f} %\n"
+                        f"true: {record['classes'][truth]}", fontsize=7)
+    write_picture(figure, path, "")
+
+
+def draw_accuracies(records, path):
+    """The accuracy of each training, with its 95 % interval."""
+    figure = Figure((WIDTH, 0.45 * len(records) + 1), layout="constrained")
+    panel = figure.subplots()
+    for i, record in enumerate(records):
+        found = record["evaluation"]
+        low, high = (100 * x for x in found["interval"])
+        panel.plot([low, high], [i, i], color=COLOURS[0])
+        panel.plot(100 * found["accuracy"], i, "o", color=COLOURS[0])
+    panel.set_yticks(range(len(records)), map(name, records))
+    panel.invert_yaxis()
+    panel.set_xlabel("accuracy on the same holdout, %, and 95 % interval")
+    panel.grid(alpha=0.3)
+    write_picture(figure, path, "")
+
+
+def slug(record):
+    """A training's name in a file's name."""
+    return name(record).replace(", ", "-").replace(" ", "-")
+
+
+def report_cifar100(folder, records):
+    """CIFAR-100's pictures; returns the table's rows, and answers."""
+    draw_curves(records, os.path.join(folder, "curves.png"))
+    draw_accuracy_against_time(
+        records, os.path.join(folder, "accuracy-time.png"))
+    for record in records:
+        draw_confusion(
+            record["confusion"], record["groups"], name(record),
+            os.path.join(folder, f"confusion-{record['base']}-"
+                         f"{record['style']}.png"), warning([record]),
+            "in the right group")
+    return table(records), answers(records)
+
+
+def report_desserts(folder, records):
+    """The desserts' pictures; returns the table's rows, and answers."""
+    draw_curves(records, os.path.join(folder, "curves.png"))
+    draw_accuracies(records, os.path.join(folder, "accuracies.png"))
+    for record in records:
+        draw_evaluation(record, folder, slug(record))
+    simple = [record for record in records if "base" not in record]
+    return table(records, DESSERTS_ROWS), [
+        better(record, simple[0]) for record in records
+        if "against_simple" in record]
+
+
+def better(record, simple):
+    """Whether a network is better than the simple one, in a line."""
+    ours, theirs = record["evaluation"], simple["evaluation"]
+    answer = "can't be told" if record["against_simple"]["p"] >= 0.05 else (
+        "yes" if ours["accuracy"] > theirs["accuracy"] else "no")
+    return (f"Is {name(record)} better than the simple network? "
+            f"{answer.capitalize()}: {100 * ours['accuracy']:.1f} % to "
+            f"{100 * theirs['accuracy']:.1f} % on the same "
+            f"{len(ours['answers']):,} pictures (pictures that only one of "
+            f"them gets right: {against_simple(record)})")
+
+
+def together(splits):
+    """The same training on several splits as one; its curves are a mean."""
+    found = [record["evaluation"] for record in splits]
+    return {
+        **splits[0], "title": f"{name(splits[0])}, " + (
+            "one split" if len(splits) == 1 else
+            f"{len(splits)} splits together"),
+        "history": [{key: np.mean([row[key] for row in rows])
+                     for key in ("accuracy", "val_accuracy")}
+                    for rows in zip(*(record["history"]
+                                      for record in splits))],
+        "evaluation": {
+            "answers": [row for one in found for row in one["answers"]],
+            "confusion": np.sum([one["confusion"] for one in found], 0)}}
+
+
+def report_four_classes(folder, records):
+    """Lab 8's pictures; returns the table's rows, and a report by class."""
+    styles = [list(group) for _, group in itertools.groupby(records, name)]
+    draw_curves(list(map(together, styles)),
+                os.path.join(folder, "curves.png"))
+    texts = []
+    for splits in styles:
+        all_of_it, file = together(splits), slug(splits[0])
+        draw_evaluation(all_of_it, folder, file)
+        truth, answer = np.array([
+            row[2:4] for row in all_of_it["evaluation"]["answers"]]).T
+        texts.append(f"{name(all_of_it)}:\n\n```\n" + classification_report(
+            truth, answer, labels=range(len(all_of_it["classes"])),
+            target_names=all_of_it["classes"], zero_division=0) + "```")
+    return table(styles, FOUR_CLASSES_ROWS), texts
+
+
+REPORTS = {"CIFAR-100": report_cifar100, "desserts": report_desserts,
+           "four classes": report_four_classes}
 
 
 def report(folder):
-    """Write a folder's tables and pictures; return the table as Markdown."""
+    """Write a folder's tables and pictures; return what there is to say."""
     records = read(folder)
-    rows, lines = table(records), answers(records)
-    text = "\n\n".join(filter(None, (
-        warning(records), markdown(rows), *lines,
-        f"On {processors(records)}.")))
-
-    def inside(file):
-        """A path in the folder."""
-        return os.path.join(folder, file)
-
-    write(inside("table.md"), (text + "\n").encode())
-    write(inside("table.json"), json.dumps({
+    # A class may be called "$5": that is no formula.
+    matplotlib.rcParams["text.parse_math"] = False
+    rows, more = REPORTS[records[0].get("exercise", "CIFAR-100")](
+        folder, records)
+    text = "\n\n".join(filter(None, [
+        warning(records), markdown(rows), *more,
+        f"On {processors(records)}."]))
+    runs.write(os.path.join(folder, "table.md"), (text + "\n").encode())
+    runs.write(os.path.join(folder, "table.json"), {
         "warning": warning(records), "machines": processors(records),
-        "rows": rows, "answers": lines}, indent=1).encode())
-    draw_curves(records, inside("curves.png"))
-    draw_accuracy_against_time(records, inside("accuracy-time.png"))
-    for record in records:
-        draw_confusion(record, inside(
-            f"confusion-{record['base']}-{record['style']}.png"))
+        "rows": rows, "answers": more})
     return text
 
 
