@@ -206,6 +206,18 @@ def test_feature_extraction_trains_the_classifier_alone():
     assert not any(name.startswith("block_13") for name in found)
 
 
+def test_fine_tuning_goes_on_from_feature_extraction(comparison):
+    """Of the saved models, the last layers differ, not those below."""
+    before, after = (K.models.load_model(str(
+        comparison[0] / f"split-0-{style}.keras"))
+        for style in ("extraction", "fine-tuning"))
+    differ = [layer.name for layer in before.layers if any(
+        not np.array_equal(old, new) for old, new in zip(
+            layer.get_weights(), after.get_layer(layer.name).get_weights()))]
+    assert differ[0] == "block_14_expand"
+    assert {"block_16_project", "Conv_1", "head"} <= set(differ)
+
+
 # "Both side by side"
 
 def test_the_table_has_mean_and_standard_deviation(comparison):
