@@ -151,9 +151,7 @@ def train_split(args, copy, stored, seconds, number):
 
 
 def run(args):
-    """All splits, or only the pictures to predict."""
-    if args.predict:
-        simple_cnn.predict(args.out, args.predict)
+    """All splits."""
     found = pictures.find(args.data, splits=False)
     build(args, 2)  # or say at once that weights are missing
     copy = simple_cnn.begin(args, "four_classes_transfer.py", found, "base",
@@ -184,9 +182,7 @@ def main():
         "(%(default)s)")
     add("--splits", type=int, default=1, metavar="N",
         help="do it on N splits (%(default)s)")
-    transfer.keep_memory()
-    transfer.explain(run, simple_cnn.parse(options, smallest=32),
-                     "mend this")
+    simple_cnn.start(options, run, smallest=32)
 
 
 if __name__ == "__main__":

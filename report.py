@@ -198,8 +198,7 @@ DESSERTS_ROWS = {
     "size, pixels": lambda r: f"{r['size']}",
     "holdout accuracy (95 % interval)": lambda r: accuracy(r["evaluation"]),
     "holdout loss": lambda r: f"{r['evaluation']['loss']:.3f}",
-    "best validation accuracy": lambda r: "{:.1f} %".format(
-        100 * max(epoch["val_accuracy"] for epoch in r["history"])),
+    "best validation accuracy": lambda r: f"{100 * r['val_accuracy']:.1f} %",
     "parameters": lambda r: f"{r['parameters']:,}",
     "epochs": lambda r: f"{len(r['history'])}",
     "training, minutes": lambda r: f"{training_seconds(r) / 60:.1f}",

@@ -21,7 +21,11 @@ def read_json(path):
 
 
 def write(path, data):
-    """Write bytes, or as JSON what isn't bytes: whole or not at all."""
+    """Write bytes, or as JSON what isn't bytes: whole or not at all.
+
+    0-transfer.py has its own, since it gets by alone; report.py can't borrow
+    that one, which brings TensorFlow.
+    """
     if not isinstance(data, bytes):
         data = json.dumps(data, indent=1, ensure_ascii=False).encode()
     part = f"{path}.part"

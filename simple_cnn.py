@@ -172,20 +172,21 @@ def figures(P, copy, paths):
             answer.tolist(), P.max(axis=1).tolist()))}
 
 
-def predict(out, paths):
+def predict(args):
     """Say what is on pictures of one's own, and exit.
 
-    Of the models in a folder, the best on its validation pictures does it.
+    Of the models in args.out, the best on its validation pictures does it.
     The exit status is 1 if one of the pictures can't be read, else 0.
     """
-    records = [record for record in report.read(out) if "model" in record]
+    records = [record for record in report.read(args.out)
+               if "model" in record]
     if not records:
-        raise OSError(f"{out} has no model that predicts")
+        raise OSError(f"{args.out} has no model that predicts")
     record = max(records, key=lambda record: record["val_accuracy"])
-    model = load(os.path.join(out, record["model"]))
+    model = load(os.path.join(args.out, record["model"]))
     print(f"{record['model']}:")
     size, failed = model.input_shape[1], False
-    for path in paths:
+    for path in args.predict:
         try:
             with open(path, "rb") as file:
                 picture, _ = pictures.read_picture(file.read(), size)
@@ -218,7 +219,7 @@ def parser(script, description, **defaults):
     return found
 
 
-def parse(options, smallest=1):
+def parse(options, smallest):
     """The command line, checked. smallest: the least --size"""
     args = options.parse_args()
     if not args.data and not args.predict:
@@ -232,6 +233,13 @@ def parse(options, smallest=1):
             options.error(f"{option} is {value}, expected more than 0 and "
                           "at most 1")
     return args
+
+
+def start(options, run, smallest=1):
+    """Read the command line; predict if it asks for that, else run."""
+    transfer.keep_memory()
+    args = parse(options, smallest)
+    transfer.explain(predict if args.predict else run, args, "mend this")
 
 
 def begin(args, script, found, *names):
@@ -256,9 +264,7 @@ def begin(args, script, found, *names):
 
 
 def run(args):
-    """Parts 1 and 2, or only the pictures to predict."""
-    if args.predict:
-        predict(args.out, args.predict)
+    """Parts 1 and 2."""
     copy = begin(args, "simple_cnn.py", pictures.find(args.data), "size",
                  "epochs", "rate", "seed")
     K.utils.set_random_seed(args.seed)
@@ -294,8 +300,7 @@ def main():
     add("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
     add("--rate", type=float, default=LEARNING_RATE,
         help="learning rate (%(default)s)")
-    transfer.keep_memory()
-    transfer.explain(run, parse(options), "mend this")
+    start(options, run)
 
 
 if __name__ == "__main__":

@@ -185,9 +185,7 @@ def evaluate_simple(args, found, copy, simple):
 
 
 def run(args):
-    """Part 3, or only the pictures to predict."""
-    if args.predict:
-        simple_cnn.predict(args.out, args.predict)
+    """Part 3."""
     found = pictures.find(args.data)
     simple = find_simple(args.simple, found)
     for base in args.base:  # or say at once that weights are missing
@@ -240,9 +238,7 @@ def main():
         f"(the optimizer's default / {FINE_SLOWER})")
     add("--simple", metavar="DIR", default=os.path.join("runs", "simple_cnn"),
         help="where simple_cnn.py wrote its network (%(default)s)")
-    transfer.keep_memory()
-    transfer.explain(run, simple_cnn.parse(options, smallest=32),
-                     "mend this")
+    simple_cnn.start(options, run, smallest=32)
 
 
 if __name__ == "__main__":

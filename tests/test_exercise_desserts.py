@@ -27,7 +27,8 @@ import report  # noqa: E402
 import simple_cnn  # noqa: E402
 import transfer_model  # noqa: E402
 from test_exercise_0 import real_data, without_network  # noqa: E402
-from test_exercise_cifar100 import lively  # noqa: E402
+from test_exercise_cifar100 import (  # noqa: E402
+    lively, run as run_command)
 
 APPLICATIONS = {"Xception": "xception", "MobileNetV2": "mobilenet_v2",
                 "DenseNet121": "densenet"}
@@ -64,13 +65,30 @@ def data(tmp_path_factory):
     return folder
 
 
+def command(script, *arguments, code=None):
+    """What runs a script, or code in its place."""
+    return [sys.executable, *(["-c", code] if code else [
+        os.path.join(ROOT, script)]), *map(str, arguments)]
+
+
 def run(script, folder, *arguments, code=None, env=None):
     """Run a script as a process in a folder."""
-    return subprocess.run(
-        [sys.executable] + (["-c", code] if code else [os.path.join(
-            ROOT, script)]) + list(map(str, arguments)),
-        cwd=folder, env=env, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE)
+    return run_command(command(script, *arguments, code=code), folder, env)
+
+
+def kill(command, folder, when):
+    """Run a command in a folder, and kill it.
+
+    when: what says, from what was printed so far, that it is time
+    """
+    path = folder / "killed.log"
+    with open(path, "w") as log:
+        child = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        while not when(path.read_text()):
+            assert child.poll() is None, path.read_text()
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
 
 
 def read(path):
@@ -151,15 +169,8 @@ SIMPLE = ("--size", 32, "--epochs", 6)
 def simple(data, tmp_path_factory):
     """A run of simple_cnn.py that was killed after two epochs."""
     folder = tmp_path_factory.mktemp("simple")
-    with open(folder / "log", "w") as log:
-        child = subprocess.Popen(
-            [sys.executable, os.path.join(ROOT, "simple_cnn.py"), data,
-             *map(str, SIMPLE)], cwd=folder, stdout=log, stderr=log)
-        while "Epoch 3/6" not in (folder / "log").read_text():
-            assert child.poll() is None, (folder / "log").read_text()
-            time.sleep(0.01)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    kill(command("simple_cnn.py", data, *SIMPLE), folder,
+         lambda printed: "Epoch 3/6" in printed)
     done = run("simple_cnn.py", folder, data, *SIMPLE)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -534,13 +545,15 @@ def test_the_head_is_warmed_up_slowly(optimizer):
 
 # "Is it better than the simple ConvNet?"
 
-OFFLINE = (f"import sys; sys.path[:0] = [{ROOT!r}, {HERE!r}]\n"
-           "import transfer_model\n"
-           "from test_exercise_cifar100 import lively\n"
-           "make = transfer_model.create_transfer_model\n"
-           "transfer_model.create_transfer_model = lambda *a, **b: lively(\n"
-           "    make(*a, weights=None, **b))\n"
-           "transfer_model.main()")
+# Random weights, so that no network is needed
+WITHOUT_WEIGHTS = (
+    f"import sys; sys.path[:0] = [{ROOT!r}, {HERE!r}]\n"
+    "import transfer_model\n"
+    "from test_exercise_cifar100 import lively\n"
+    "make = transfer_model.create_transfer_model\n"
+    "transfer_model.create_transfer_model = lambda *a, **b: lively(\n"
+    "    make(*a, weights=None, **b))\n")
+OFFLINE = WITHOUT_WEIGHTS + "transfer_model.main()"
 TRANSFER = ("--base", "MobileNetV2", "--optimizer", "adam", "sgd", "--size",
             40, "--warm-up", 2, "--fine", 3, "--warm-up-rate", 2e-3,
             "--fine-rate", 1e-4)
@@ -553,16 +566,9 @@ def transferred(simple, data):
     Then without a simple network, and then with it.
     """
     folder = simple[0]
-    with open(folder / "log 2", "w") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-c", OFFLINE, data, *map(str, TRANSFER)],
-            cwd=folder, stdout=log, stderr=log)
-        while not glob.glob(str(folder / "runs/transfer_model/"
-                                "MobileNetV2-adam-fine-tuning.npz")):
-            assert child.poll() is None, (folder / "log 2").read_text()
-            time.sleep(0.01)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    kill(command("transfer_model.py", data, *TRANSFER, code=OFFLINE), folder,
+         lambda printed: os.path.exists(
+             folder / "runs/transfer_model/MobileNetV2-adam-fine-tuning.npz"))
     outputs = []
     for simple_folder in "runs/not yet", "runs/simple_cnn":
         done = run("transfer_model.py", folder, data, *TRANSFER, "--simple",

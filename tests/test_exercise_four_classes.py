@@ -6,10 +6,7 @@ FOUR_CLASSES names as well, and on ImageNet's weights.
 """
 import glob
 import os
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -25,19 +22,15 @@ import report  # noqa: E402
 import transfer_model  # noqa: E402
 from test_exercise_0 import real_data  # noqa: E402
 from test_exercise_cifar100 import lively  # noqa: E402
-from test_exercise_desserts import read, run as run_script  # noqa: E402
+from test_exercise_desserts import (  # noqa: E402
+    WITHOUT_WEIGHTS, command, kill, read, run as run_script)
 from test_pictures import save, write, write_zip  # noqa: E402
 
 CLASSES = ["cats", "dogs", "horses", "humans"]
-OFFLINE = (f"import sys; sys.path[:0] = [{ROOT!r}, {HERE!r}]\n"
-           "import four_classes_transfer, transfer_model\n"
-           "from test_exercise_cifar100 import lively\n"
-           "make = transfer_model.create_transfer_model\n"
-           "transfer_model.create_transfer_model = lambda *a, **b: lively(\n"
-           "    make(*a, weights=None, **b))\n"
-           "four_classes_transfer.EPOCHS = {'extraction': 4,\n"
-           "                                'fine-tuning': 2}\n"
-           "four_classes_transfer.main()")
+OFFLINE = WITHOUT_WEIGHTS + (
+    "import four_classes_transfer\n"
+    "four_classes_transfer.EPOCHS = {'extraction': 4, 'fine-tuning': 2}\n"
+    "four_classes_transfer.main()")
 
 
 def run(folder, *arguments, code=OFFLINE):
@@ -110,15 +103,9 @@ def comparison(files, tmp_path_factory):
     """A run on data.zip that was killed while it fine-tuned."""
     folder = tmp_path_factory.mktemp("four")
     write_zip(folder / "data.zip", files)
-    with open(folder / "log", "w") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-c", OFFLINE, "data.zip",
-             *map(str, ARGUMENTS)], cwd=folder, stdout=log, stderr=log)
-        while not glob.glob(str(folder / "runs/*/split-0-fine-tuning.npz")):
-            assert child.poll() is None, (folder / "log").read_text()
-            time.sleep(0.01)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    kill(command("four_classes_transfer.py", "data.zip", *ARGUMENTS,
+                 code=OFFLINE), folder, lambda printed: glob.glob(
+                     str(folder / "runs/*/split-0-fine-tuning.npz")))
     done = run(folder, "data.zip", *ARGUMENTS)
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "four_classes_transfer", done.stdout
