@@ -68,12 +68,34 @@ def offline(tmp_path):
     return without_network(tmp_path / "home")
 
 
+def run(command, folder, env=None):
+    """Run a command in a folder."""
+    return subprocess.run(command, cwd=folder, env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          timeout=1800)
+
+
+def kill(command, folder, when, how=signal.SIGKILL, env=None):
+    """Run a command in a folder, and kill it; folder/log is what it printed.
+
+    when: what says, from what was printed so far, that it is time
+    """
+    path = folder / "log"
+    with open(path, "a") as log:
+        child = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=log, stderr=log,
+            # In the background, a shell may let its children ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    while not when(path.read_text()):
+        assert child.poll() is None, path.read_text()
+        time.sleep(0.001)
+    child.send_signal(how)
+    assert child.wait() == (130 if how == signal.SIGINT else -how)
+
+
 def script(folder, *arguments, env=None):
     """Run the script as a process in a folder of its own."""
-    return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)], cwd=folder, env=env,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        timeout=1800)
+    return run([sys.executable, SCRIPT, *map(str, arguments)], folder, env)
 
 
 def accuracy(text):
@@ -592,21 +614,11 @@ def rehearsal(tmp_path_factory):
         "module.main()"), "--rehearse", "--cache", "cache",
         "--record", "record.json"]
 
-    def until(pattern):
-        """Run until such a file appears, then kill."""
-        with open(folder / "log", "a") as log:
-            process = subprocess.Popen(command, cwd=folder, env=env,
-                                       stdout=log, stderr=log)
-        while not glob.glob(str(folder / "cache" / pattern)):
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-    until("*/0000064-0-*.npy")  # in the frozen pass
-    until("training-*.npz")     # in training
-    done = subprocess.run(command, cwd=folder, env=env, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for pattern in ("*/0000064-0-*.npy",  # in the frozen pass
+                    "training-*.npz"):    # in training
+        kill(command, folder, lambda printed: glob.glob(
+            str(folder / "cache" / pattern)), env=env)
+    done = run(command, folder, env)
     assert done.returncode == 0, done.stderr
     return folder, (folder / "log").read_text(), done.stdout
 

@@ -11,9 +11,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ sys.path[:0] = [ROOT, HERE]
 import cifar100_transfer as cifar100  # noqa: E402
 import report  # noqa: E402
 from test_exercise_0 import (  # noqa: E402
-    pictures, real_data, without_network)
+    kill, pictures, real_data, run, without_network)
 
 transfer = cifar100.transfer
 SCRIPT = os.path.join(ROOT, "cifar100_transfer.py")
@@ -86,12 +84,6 @@ def process(code, folder, *arguments):
         with open(path, "w") as file:
             file.write(code)
     return [sys.executable, path, *map(str, arguments)]
-
-
-def run(command, folder, env=None):
-    """Run a command in a folder."""
-    return subprocess.run(command, cwd=folder, env=env, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.fixture(scope="module")
@@ -273,23 +265,12 @@ def comparison(tmp_path_factory):
     command = process(OFFLINE, folder, *ARGUMENTS)
     env = without_network(folder)
 
-    def until(pattern, how=signal.SIGKILL):
-        """Run until such a file appears, then kill."""
-        with open(folder / "log", "a") as log:
-            child = subprocess.Popen(
-                command, cwd=folder, env=env, stdout=log, stderr=log,
-                # In the background, a shell may let its children ignore it.
-                preexec_fn=lambda: signal.signal(signal.SIGINT,
-                                                 signal.SIG_DFL))
-        while not glob.glob(str(folder / pattern)):
-            assert child.poll() is None, (folder / "log").read_text()
-            time.sleep(0.001)
-        child.send_signal(how)
-        assert child.wait() == (130 if how == signal.SIGINT else -how)
-
-    until("cache/*/0000064-0-*.npy")          # in the frozen pass
-    until("out/MobileNetV2-8-0.1.npz")        # in the second classifier
-    until("out/MobileNetV2-partial.npz", signal.SIGINT)  # Ctrl-C in part 2
+    for pattern, how in (
+            ("cache/*/0000064-0-*.npy", signal.SIGKILL),  # the frozen pass
+            ("out/MobileNetV2-8-0.1.npz", signal.SIGKILL),  # 2nd classifier
+            ("out/MobileNetV2-partial.npz", signal.SIGINT)):  # part 2, Ctrl-C
+        kill(command, folder, lambda printed: glob.glob(
+            str(folder / pattern)), how, env)
     done = run(command, folder, env)
     assert done.returncode == 0, done.stderr
     return folder, (folder / "log").read_text(), done.stdout

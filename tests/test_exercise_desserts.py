@@ -8,10 +8,7 @@ import glob
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -26,9 +23,9 @@ import pictures  # noqa: E402
 import report  # noqa: E402
 import simple_cnn  # noqa: E402
 import transfer_model  # noqa: E402
-from test_exercise_0 import real_data, without_network  # noqa: E402
-from test_exercise_cifar100 import (  # noqa: E402
-    lively, run as run_command)
+from test_exercise_0 import (  # noqa: E402
+    kill, real_data, run as run_command, without_network)
+from test_exercise_cifar100 import lively  # noqa: E402
 
 APPLICATIONS = {"Xception": "xception", "MobileNetV2": "mobilenet_v2",
                 "DenseNet121": "densenet"}
@@ -74,21 +71,6 @@ def command(script, *arguments, code=None):
 def run(script, folder, *arguments, code=None, env=None):
     """Run a script as a process in a folder."""
     return run_command(command(script, *arguments, code=code), folder, env)
-
-
-def kill(command, folder, when):
-    """Run a command in a folder, and kill it.
-
-    when: what says, from what was printed so far, that it is time
-    """
-    path = folder / "killed.log"
-    with open(path, "w") as log:
-        child = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-        while not when(path.read_text()):
-            assert child.poll() is None, path.read_text()
-            time.sleep(0.01)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
 
 
 def read(path):

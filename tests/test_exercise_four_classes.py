@@ -20,10 +20,10 @@ import four_classes_transfer as four_classes  # noqa: E402
 import pictures  # noqa: E402
 import report  # noqa: E402
 import transfer_model  # noqa: E402
-from test_exercise_0 import real_data  # noqa: E402
+from test_exercise_0 import kill, real_data  # noqa: E402
 from test_exercise_cifar100 import lively  # noqa: E402
 from test_exercise_desserts import (  # noqa: E402
-    WITHOUT_WEIGHTS, command, kill, read, run as run_script)
+    WITHOUT_WEIGHTS, command, read, run as run_script)
 from test_pictures import save, write, write_zip  # noqa: E402
 
 CLASSES = ["cats", "dogs", "horses", "humans"]
