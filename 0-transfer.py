@@ -3,8 +3,8 @@
 
 The lower half of MobileNetV2 stays frozen. What it makes of every image and
 of its mirror image is computed ONCE and kept on disk; the upper half and a
-new head are trained on these stored outputs, several times as fast as on the
-images.
+new head are trained on these stored outputs, so that no epoch computes them
+again.
 
 Run it (./0-transfer.py --help), and it writes cifar10.h5: a compiled model
 from 32x32 images to the probabilities of the ten classes, in about 25 minutes
@@ -563,13 +563,17 @@ def within_reach(url, seconds=5):
     return bool(answers)
 
 
-def cifar10_and_model(size):
-    """CIFAR-10 and a model that knows ImageNet; downloads them if need be."""
-    otherwise = f", or see it work without: {sys.argv[0]} --rehearse"
-    data = fetch(K.datasets.cifar10.load_data, "CIFAR-10",
+def cifar10(otherwise=""):
+    """CIFAR-10, which Keras downloads if need be."""
+    return fetch(K.datasets.cifar10.load_data, "CIFAR-10",
                  os.path.join(keras_folder("datasets"), CIFAR10),
                  "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
                  otherwise)
+
+
+def cifar10_and_model(size, otherwise=""):
+    """CIFAR-10 and a model that knows ImageNet; downloads them if need be."""
+    data = cifar10(otherwise)
     model = fetch(lambda: build_model(size, weights="imagenet"), WEIGHTS,
                   os.path.join(keras_folder("models"), WEIGHTS),
                   "https://storage.googleapis.com/tensorflow/"
@@ -704,8 +708,9 @@ def run(args):
     path = ("rehearsal.h5" if args.rehearse else
             "trial.h5" if args.limit or args.holdout else "cifar10.h5")
     K.utils.set_random_seed(args.seed)
-    load = digits_and_model if args.rehearse else cifar10_and_model
-    ((images, labels), test), model = load(args.size)
+    ((images, labels), test), model = (
+        digits_and_model(args.size) if args.rehearse else cifar10_and_model(
+            args.size, f", or see it work without: {sys.argv[0]} --rehearse"))
     frozen, total = convolutions(model)
     print(f"{frozen} of {total} convolution layers frozen")
     done("images and weights")

@@ -1,9 +1,10 @@
 # make train: train cifar10.h5.   make test: run the tests.
-# Either first makes .venv, for which Python 3.9 to 3.13 must be there.
+# make paper: draw the paper's pictures again, and write publish.html.
+# Each first makes .venv, for which Python 3.9 to 3.13 must be there.
 PYTHON ?= python3
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: train test
+.PHONY: train test paper
 
 train: .venv/ready
 	@echo "When it is done, this replaces the cifar10.h5 that is here."
@@ -15,6 +16,9 @@ train: .venv/ready
 
 test: .venv/ready
 	. .venv/bin/activate && python -m pytest tests -rs -W ignore::DeprecationWarning
+
+paper: .venv/ready
+	. .venv/bin/activate && paper/figures.py && paper/publish.py
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 9) <= sys.version_info < \

@@ -246,6 +246,29 @@ def write_picture(figure, path, warned):
     runs.write(path, picture.getvalue())
 
 
+def show_history(panel, history, others):
+    """Training's accuracy and that on others, epoch by epoch.
+
+    history: a dict with accuracy, val_accuracy and perhaps a phase for each
+        epoch; others: what these pictures are, in words
+    """
+    epochs = range(1, len(history) + 1)
+    for key, words, colour, mark in (
+            ("accuracy", "training, while it learns", COLOURS[1], "s"),
+            ("val_accuracy", others, COLOURS[0], "o")):
+        panel.plot(epochs, [100 * row[key] for row in history],
+                   color=colour, marker=mark, markersize=4, label=words)
+    phases = [row.get("phase") for row in history]
+    for i in range(1, len(phases)):
+        if phases[i] != phases[i - 1]:
+            panel.axvline(i + 0.5, color="grey", linestyle=":")
+    panel.set_xlabel("epoch")
+    panel.set_xticks(epochs[::-(-len(epochs) // 10)])
+    panel.set_ylabel("accuracy, %")
+    panel.yaxis.set_tick_params(labelleft=True)
+    panel.grid(alpha=0.3)
+
+
 def draw_curves(records, path):
     """Accuracy of each training, epoch by epoch.
 
@@ -258,24 +281,9 @@ def draw_curves(records, path):
     panels = figure.subplots(
         lines, columns, sharey=True, squeeze=False).ravel()
     for panel, record in zip(panels, records):
-        history = record["history"]
-        epochs = range(1, len(history) + 1)
-        others = "held out" if "style" in record else "validation"
-        for key, words, colour, mark in (
-                ("accuracy", "training, while it learns", COLOURS[1], "s"),
-                ("val_accuracy", others, COLOURS[0], "o")):
-            panel.plot(epochs, [100 * row[key] for row in history],
-                       color=colour, marker=mark, markersize=4, label=words)
-        phases = [row.get("phase") for row in history]
-        for i in range(1, len(phases)):
-            if phases[i] != phases[i - 1]:
-                panel.axvline(i + 0.5, color="grey", linestyle=":")
+        show_history(panel, record["history"],
+                     "held out" if "style" in record else "validation")
         panel.set_title(name(record), fontsize=11)
-        panel.set_xlabel("epoch")
-        panel.set_xticks(epochs[::-(-len(epochs) // 10)])
-        panel.set_ylabel("accuracy, %")
-        panel.yaxis.set_tick_params(labelleft=True)
-        panel.grid(alpha=0.3)
     panels[0].legend()
     for panel in panels[len(records):]:
         panel.remove()
@@ -305,20 +313,19 @@ def draw_accuracy_against_time(records, path):
     write_picture(figure, path, warning(records))
 
 
-def draw_confusion(counts, classes, title, path, warned="", right="right"):
-    """Which class the pictures of each class are taken for.
+def show_confusion(figure, counts, classes):
+    """Which class the pictures of each class are taken for, as a panel.
 
     counts: a row for each true class
-    right: what the answers on the diagonal are, in words
+    Returns: the panel
     """
     counts = np.array(counts)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure((WIDTH, 7.6), layout="constrained")
     panel = figure.subplots()
     image = panel.imshow(share, cmap="Blues", vmin=0, vmax=100)
     small = 8 if len(classes) > 10 else 10
     for (i, j), value in np.ndenumerate(share):
-        if value >= 0.5:
+        if round(value):
             panel.text(j, i, f"{value:.0f}", ha="center", va="center",
                        fontsize=small - 1,
                        color="white" if value > 50 else "black")
@@ -327,9 +334,20 @@ def draw_confusion(counts, classes, title, path, warned="", right="right"):
     panel.set_yticks(range(len(classes)), classes, fontsize=small)
     panel.set_xlabel("predicted")
     panel.set_ylabel("true")
-    panel.set_title(f"{title}: {100 * np.trace(counts) / counts.sum():.1f} % "
-                    f"{right}", fontsize=11)
     figure.colorbar(image, shrink=0.6, label="% of the true class's pictures")
+    return panel
+
+
+def draw_confusion(counts, classes, title, path, warned="", right="right"):
+    """Draw which class is taken for which.
+
+    counts: a row for each true class
+    right: what the answers on the diagonal are, in words
+    """
+    figure = Figure((WIDTH, 7.6), layout="constrained")
+    share = 100 * np.trace(counts) / np.sum(counts)
+    show_confusion(figure, counts, classes).set_title(
+        f"{title}: {share:.1f} % {right}", fontsize=11)
     write_picture(figure, path, warned)
 
 
