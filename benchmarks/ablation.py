@@ -4,11 +4,11 @@
     benchmarks/ablation.py --out runs/ablation
 
 Each row is trained on 10,000 of CIFAR-10's training images and judged on
-5,000 others that are held out; the test images stay out of it. A row on which
-a conclusion rests is trained with three seeds. Before each frozen pass and
-each training it measures how fast Keras's predict is on 1,000 images through
-the whole base at 128 pixels: what a row costs is told in such passes over its
-10,000 images, at the median speed of its process.
+5,000 others that are held out; the test images stay out of it. Some rows are
+trained with three seeds, the others with one (see ROWS). Before each frozen
+pass and each training it measures how fast Keras's predict is on 1,000 images
+through the whole base at 128 pixels: what a row costs is told in such passes
+over its 10,000 images, at the median speed of its process.
 
 It writes a JSON file for each row and seed into --out (results/ablation has
 those that are shown), and goes on where it was stopped. It takes an hour and
@@ -182,10 +182,11 @@ def train_row(name, seed, X, labels, speed, path, cache):
 
 def run(args):
     """All rows that aren't there yet."""
+    # First what may be missing: --overwrite deletes the rows that are there.
+    ((X, labels), _), model = transfer.cifar10_and_model(SPEED_SIZE)
     runs.start(args.out, "benchmarks/ablation.py", {
         "images": IMAGES, "held out": HELD_OUT,
         **{name: list(row) for name, row in ROWS.items()}}, args.overwrite)
-    ((X, labels), _), model = transfer.cifar10_and_model(SPEED_SIZE)
     speed = Speed(model, X)
     for name, row in ROWS.items():
         for seed in range(row.seeds):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -235,10 +236,20 @@ def test_a_killed_row_goes_on_and_each_epoch_has_its_speed(
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch):
-    """Killed at the third; then finished; then refused."""
-    # A process holds its folder until it ends; this one stands for several.
+@pytest.fixture
+def processes(monkeypatch):
+    """Let this process stand for several; with next to no data."""
+    # Each would hold its folder until it ends.
     monkeypatch.setattr(ablation.runs, "claim", lambda folder: None)
+    monkeypatch.setattr(
+        ablation.transfer, "cifar10_and_model", lambda size: (
+            ((np.zeros((1, 32, 32, 3), "uint8"), np.zeros((1, 1))), None),
+            ablation.transfer.build_model(size)))
+
+
+def test_rows_that_are_there_are_not_made_again(
+        processes, tmp_path, monkeypatch):
+    """Killed at the third; then finished; then refused."""
     made = []
 
     def train_row(name, seed, X, labels, speed, path, cache):
@@ -251,10 +262,6 @@ def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch):
         made.append((name, seed))
 
     monkeypatch.setattr(ablation, "train_row", train_row)
-    monkeypatch.setattr(
-        ablation.transfer, "cifar10_and_model", lambda size: (
-            ((np.zeros((1, 32, 32, 3), "uint8"), np.zeros((1, 1))), None),
-            ablation.transfer.build_model(size)))
     arguments = argparse.Namespace(out=str(tmp_path), cache="",
                                    overwrite=False)
     with pytest.raises(KeyboardInterrupt):
@@ -269,17 +276,14 @@ def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch):
 
 
 def test_a_changed_row_is_not_mixed_with_others(
-        tmp_path, monkeypatch, capsys):
+        processes, tmp_path, monkeypatch, capsys):
     """Another learning rate is another run."""
-    # A process holds its folder until it ends; this one stands for several.
-    monkeypatch.setattr(ablation.runs, "claim", lambda folder: None)
-    monkeypatch.setattr(ablation.transfer, "cifar10_and_model",
-                        lambda size: sys.exit(69))
+    monkeypatch.setattr(
+        ablation, "train_row",
+        lambda *arguments: (tmp_path / "linear-head-0.json").write_text("{}"))
     arguments = argparse.Namespace(out=str(tmp_path), cache="",
                                    overwrite=False)
-    with pytest.raises(SystemExit):
-        ablation.run(arguments)
-    (tmp_path / "linear-head-0.json").write_text("{}")
+    ablation.run(arguments)
     monkeypatch.setitem(ablation.ROWS, "size 96", ablation.ROWS[
         "size 96"]._replace(learning_rate=0.5))
     with pytest.raises(SystemExit) as refused:
@@ -289,10 +293,13 @@ def test_a_changed_row_is_not_mixed_with_others(
 
 
 def test_without_data_and_network(tmp_path):
-    """One message, and exit status 69."""
-    done = run(
-        [sys.executable, ablation.__file__, "--out", str(tmp_path / "out")],
-        tmp_path, without_network(tmp_path))
+    """One message, exit status 69, and an earlier run stays."""
+    out = tmp_path / "out"
+    shutil.copytree(os.path.join(ROOT, "results", "ablation"), out)
+    done = run([sys.executable, ablation.__file__, "--out", out,
+                "--overwrite"], tmp_path, without_network(tmp_path))
+    assert sorted(os.listdir(out)) == sorted(os.listdir(
+        os.path.join(ROOT, "results", "ablation")))
     assert done.returncode == 69
     assert "Traceback" not in done.stderr
     assert done.stderr.count("CIFAR-10 is missing") == 1
