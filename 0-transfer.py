@@ -507,6 +507,12 @@ def save_model(model, path, images):
     return loaded
 
 
+def cache_folder(name):
+    """Where stored outputs go if nothing else is said."""
+    return os.path.join(os.environ.get("XDG_CACHE_HOME")
+                        or os.path.expanduser("~/.cache"), name)
+
+
 def keras_folder(kind):
     """Where Keras keeps its "datasets" or "models"."""
     home = os.path.join(os.path.expanduser("~"), ".keras")
@@ -670,10 +676,9 @@ def parse_arguments():
     add("--holdout", type=int, metavar="N", default=0, help="hold N of the "
         "training images out, show the accuracy on them after each epoch, "
         "and leave the test images alone; writes trial.h5")
-    add("--cache", metavar="DIR", default=os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
-        "cifar10-transfer"), help="where the stored outputs go, about "
-        "1.3 GB at the default size (%(default)s)")
+    add("--cache", metavar="DIR", default=cache_folder("cifar10-transfer"),
+        help="where the stored outputs go, about 1.3 GB at the default size "
+        "(%(default)s)")
     add("--record", metavar="FILE", help="write the run as JSON")
     add("--rehearse", action="store_true", help="no network: in a minute or "
         "two, the same with digits instead of CIFAR-10; writes rehearsal.h5")

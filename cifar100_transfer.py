@@ -490,10 +490,10 @@ def parse_arguments():
     add("--seed", type=int, default=0)
     add("--out", metavar="DIR", help="where everything is written (default "
         "runs/cifar100, with --limit runs/cifar100-limit-N)")
-    add("--cache", metavar="DIR", default=os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
-        "cifar100-transfer"), help="where the stored outputs go, 10 GB for "
-        "the default bases (%(default)s)")
+    add("--cache", metavar="DIR",
+        default=transfer.cache_folder("cifar100-transfer"),
+        help="where the stored outputs go, 10 GB for the default bases "
+        "(%(default)s)")
     args = parser.parse_args()
     if args.limit is not None and not 200 <= args.limit <= 50000:
         parser.error("--limit is in 200 .. 50000: two images of each class "

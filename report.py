@@ -237,12 +237,15 @@ def markdown(rows):
     return "\n".join([lines[0], "| --- " * len(rows[0]) + "|"] + lines[1:])
 
 
-def write_picture(figure, path, warned):
-    """Write a figure as a PNG, whole or not at all, with its warning."""
+def write_picture(figure, path, warned="", **texts):
+    """Write a figure as a PNG, whole or not at all.
+
+    warned: a warning above the figure; texts: what else the file says
+    """
     if warned:
         figure.suptitle(warned, color="#D55E00", weight="bold")
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
+    figure.savefig(picture, format="png", dpi=100, metadata=texts)
     runs.write(path, picture.getvalue())
 
 

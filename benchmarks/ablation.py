@@ -209,9 +209,8 @@ def main():
     add = parser.add_argument
     add("--out", metavar="DIR", default=os.path.join(
         ROOT, "results", "ablation"), help="(%(default)s)")
-    add("--cache", metavar="DIR", default=os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
-        "ablation"), help="where the frozen outputs go, 3 GB (%(default)s)")
+    add("--cache", metavar="DIR", default=transfer.cache_folder("ablation"),
+        help="where the frozen outputs go, 3 GB (%(default)s)")
     add("--overwrite", action="store_true",
         help="replace a finished run, or another one, in --out")
     transfer.keep_memory()

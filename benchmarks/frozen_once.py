@@ -48,12 +48,8 @@ class Clock(K.callbacks.Callback):
             self.times[-1] - self.times[0])
 
 
-def fit(model, images, labels, last):
-    """Keras's fit on images, frozen up to the layer called last."""
-    for layer in model.layers:
-        layer.trainable = False
-        if layer.name == last:
-            break
+def fit(model, images, labels):
+    """Keras's fit on images: what ours trains, from images in each epoch."""
     model.compile("adam", "categorical_crossentropy")
     clock = Clock()
     full = len(images) // 128 * 128  # an incomplete batch would be retraced
@@ -64,12 +60,9 @@ def fit(model, images, labels, last):
 
 def fit_head(model, images, labels):
     """Keras's fit on images, the base frozen, the head trained."""
-    return fit(model, images, labels, "average")
-
-
-def fit_upper_half(model, images, labels):
-    """Keras's fit on images: what ours trains, from images in each epoch."""
-    return fit(model, images, labels, transfer.CUT)
+    for layer in model.layers[:-1]:
+        layer.trainable = False
+    return fit(model, images, labels)
 
 
 def predict(model, images):
@@ -131,7 +124,7 @@ def cut(model):
 
 WAYS = {
     "fit, base frozen, from images": fit_head,
-    "fit, upper half trained, from images": fit_upper_half,
+    "fit, upper half trained, from images": fit,
     "predict, whole base": predict_whole,
     "predict, frozen part": predict_frozen,
     "our frozen pass": frozen_pass,

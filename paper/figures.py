@@ -10,7 +10,6 @@ import base64
 import functools
 import glob
 import hashlib
-import io
 import json
 import os
 import statistics
@@ -22,7 +21,6 @@ from matplotlib.figure import Figure
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 import report  # noqa: E402
-import runs  # noqa: E402
 
 RESULTS = os.path.join(os.path.dirname(HERE), "results")
 WIDTH = 7.0   # inches: 700 pixels at 100 dots per inch
@@ -99,14 +97,6 @@ def digest(data):
     """The SHA-256 of what a picture shows."""
     return hashlib.sha256(json.dumps(
         data, sort_keys=True).encode()).hexdigest()
-
-
-def write(figure, name, data):
-    """Write a figure as a PNG that says what data it shows."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100,
-                   metadata={"data-sha256": digest(data)})
-    runs.write(os.path.join(HERE, name), picture.getvalue())
 
 
 # The rows by the depth of their cut
@@ -249,13 +239,22 @@ def draw_examples(data):
     return figure
 
 
-def curves_data():
+# What is written above a panel of learning curves, and the row
+CURVES = {
+    "linear head": "linear head",
+    "hidden layer, mirrored": "hidden layer, mirrored",
+    "upper half": "upper half",
+    "upper half, 6 epochs": "6 epochs"}
+BATCHNORM = {
+    "BatchNorm trained, momentum 0.9": "upper half",
+    "BatchNorm trained, momentum 0.999": "BatchNorm momentum 0.999",
+    "BatchNorm frozen, learning rate 0.001": "BatchNorm frozen",
+    "BatchNorm frozen, learning rate 0.0002": "BatchNorm frozen, rate 2e-4"}
+
+
+def curves_data(names):
     """Accuracy by epoch of some rows."""
-    return {title: history(rows()[name]) for title, name in (
-        ("linear head", "linear head"),
-        ("hidden layer, mirrored", "hidden layer, mirrored"),
-        ("upper half", "upper half"),
-        ("upper half, 6 epochs", "6 epochs"))}
+    return {title: history(rows()[name]) for title, name in names.items()}
 
 
 def draw_curves(data):
@@ -267,16 +266,6 @@ def draw_curves(data):
         panel.set_title(title, fontsize=10)
     panels[0].legend(fontsize=9, loc="lower right")
     return figure
-
-
-def batchnorm_data():
-    """Accuracy by epoch of the four ways to treat BatchNorm."""
-    return {title: history(rows()[name]) for title, name in (
-        ("BatchNorm trained, momentum 0.9", "upper half"),
-        ("BatchNorm trained, momentum 0.999", "BatchNorm momentum 0.999"),
-        ("BatchNorm frozen, learning rate 0.001", "BatchNorm frozen"),
-        ("BatchNorm frozen, learning rate 0.0002",
-         "BatchNorm frozen, rate 2e-4"))}
 
 
 def depth_data():
@@ -361,8 +350,9 @@ def draw_speed(data):
 FIGURES = {
     "1-accuracy-cost.png": (cost_data, draw_cost),
     "2-examples.png": (examples_data, draw_examples),
-    "3-curves.png": (curves_data, draw_curves),
-    "4-batchnorm.png": (batchnorm_data, draw_curves),
+    "3-curves.png": (functools.partial(curves_data, CURVES), draw_curves),
+    "4-batchnorm.png": (functools.partial(curves_data, BATCHNORM),
+                        draw_curves),
     "5-depth.png": (depth_data, draw_depth),
     "6-confusion.png": (confusion_data, draw_confusion),
     "7-speed.png": (speed_data, draw_speed),
@@ -374,7 +364,8 @@ def main():
     try:
         for name, (data, draw) in FIGURES.items():
             found = data()
-            write(draw(found), name, found)
+            report.write_picture(draw(found), os.path.join(HERE, name),
+                                 **{"data-sha256": digest(found)})
             print(name)
     except OSError as error:
         sys.exit(str(error))

@@ -158,13 +158,12 @@ def test_import_changes_only_what_the_checker_needs(offline, tmp_path):
             "assert K.backend.learning_phase() == 0 or had\n")
     shutil.copy(SCRIPT, tmp_path)
     # TensorFlow itself writes keras.json: let it, before we look.
-    run = [sys.executable, "-B", "-c"]
-    subprocess.run(run + ["from tensorflow import keras; keras.layers"],
-                   cwd=tmp_path, env=offline, check=True)
+    python = [sys.executable, "-B", "-c"]
+    done = run(python + ["from tensorflow import keras; keras.layers"],
+               tmp_path, offline)
+    assert done.returncode == 0, done.stderr
     before = sorted(tmp_path.rglob("*"))
-    done = subprocess.run(run + [code], cwd=tmp_path, env=offline,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True)
+    done = run(python + [code], tmp_path, offline)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
@@ -747,9 +746,7 @@ def test_the_checker_accepts_the_shipped_file(checker, tmp_path):
     shutil.copy(SCRIPT, tmp_path)
     shutil.copy(SHIPPED, tmp_path)
     (tmp_path / "0-main.py").write_text(checker)
-    done = subprocess.run([sys.executable, "0-main.py"], cwd=tmp_path,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True)
+    done = run([sys.executable, "0-main.py"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert accuracy(done.stdout) >= 0.945
     # The bar of some Keras 3 averages what is a mean already: 3.10 shows
@@ -825,11 +822,9 @@ def test_the_benchmark_trains_what_it_says(way, last):
 def test_the_benchmark_runs(tmp_path):
     """The benchmark runs."""
     out = tmp_path / "out.json"
-    done = subprocess.run(
-        [sys.executable, os.path.join(ROOT, "benchmarks", "frozen_once.py"),
-         "--images", "256", "--size", "96", "--json", str(out)],
-        stdout=subprocess.PIPE, text=True)
-    assert done.returncode == 0
+    done = run([sys.executable, frozen_once.__file__, "--images", "256",
+                "--size", "96", "--json", out], tmp_path)
+    assert done.returncode == 0, done.stderr
     ways = json.loads(out.read_text())["ways"]
     assert len(ways) == 6
     assert all(way["images_per_second"] > 0 for way in ways.values())

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -29,7 +28,8 @@ import answers  # noqa: E402
 import figures  # noqa: E402
 import publish  # noqa: E402
 import report  # noqa: E402
-from test_exercise_0 import real_data  # noqa: E402
+from figures import record as recorded, rows  # noqa: E402
+from test_exercise_0 import real_data, run  # noqa: E402
 
 
 def read(*path):
@@ -38,22 +38,7 @@ def read(*path):
         return file.read()
 
 
-def recorded(*path):
-    """A JSON file under results/."""
-    return json.loads(read("results", *path))
-
-
 # Records
-
-def rows():
-    """{row of the ablation: its records, one for each seed}"""
-    found = {}
-    for path in sorted(glob.glob(os.path.join(
-            RESULTS, "ablation", "*-[0-9].json"))):
-        record = recorded("ablation", os.path.basename(path))
-        found.setdefault(record["row"], []).append(record)
-    return found
-
 
 def test_the_records_are_those_of_the_rows():
     """All rows and seeds, made with what the script says today."""
@@ -81,11 +66,10 @@ def held_out_mean(name):
 
 
 def speeds():
-    """{process: the median speed of predict in it}, and one for all."""
-    found = {}
-    for seed in (seed for seeds in rows().values() for seed in seeds):
-        for part in [seed["frozen_pass"]] + seed["history"]:
-            found[part["process"], part["predict_images_per_second"]] = None
+    """{process: the median speed of predict in it}"""
+    found = {(part["process"], part["predict_images_per_second"])
+             for seeds in rows().values() for seed in seeds
+             for part in [seed["frozen_pass"]] + seed["history"]}
     return {process: np.median([speed for other, speed in found
                                 if other == process])
             for process, _ in found}
@@ -205,8 +189,8 @@ def test_the_pictures_are_drawn_from_the_records(tmp_path):
         shutil.copy(os.path.join(ROOT, name), tmp_path)
     os.mkdir(tmp_path / "paper")
     shutil.copy(figures.__file__, tmp_path / "paper")
-    subprocess.run([sys.executable, str(tmp_path / "paper" / "figures.py")],
-                   check=True)
+    done = run([sys.executable, tmp_path / "paper" / "figures.py"], tmp_path)
+    assert done.returncode == 0, done.stderr
     for name in figures.FIGURES:
         with Image.open(tmp_path / "paper" / name) as drawn, Image.open(
                 os.path.join(PAPER, name)) as kept:
@@ -251,9 +235,8 @@ def speed(way):
 
 
 def markdown(head, lines):
-    """A table."""
-    return "".join(f"| {' | '.join(line)} |\n" for line in (
-        head, ["---"] * len(head), *lines))
+    """A table, as whole lines."""
+    return report.markdown([head, *lines]) + "\n"
 
 
 COLUMNS = {"held-out accuracy": held_out, "training accuracy": training,
@@ -312,12 +295,30 @@ def test_every_row_is_in_a_table():
                            for name in names.values()}
 
 
+def final_runs():
+    """The records of the final network, one for each seed."""
+    return [recorded("cifar10", f"seed-{seed}.json") for seed in range(3)]
+
+
+def final_accuracy():
+    """Mean and deviation of its test accuracies, in words."""
+    accuracies = [100 * made["test_accuracy"] for made in final_runs()]
+    return (f"{np.mean(accuracies):.2f} % ± "
+            f"{np.std(accuracies, ddof=1):.2f}")
+
+
+def slower():
+    """How many times as long as the first the others' epochs took."""
+    first, *others = (made["seconds"]["training"] for made in final_runs())
+    return " and ".join(f"{part / first:.1f}" for part in sorted(others))
+
+
 def final_table():
     """The final network, with each seed."""
-    runs = [recorded("cifar10", f"seed-{seed}.json") for seed in range(3)]
     return markdown(("seed", "test accuracy", "test loss"), [
-        (str(run["arguments"]["seed"]), f"{100 * run['test_accuracy']:.2f} %",
-         f"{run['test_loss']:.3f}") for run in runs])
+        (str(made["arguments"]["seed"]),
+         f"{100 * made['test_accuracy']:.2f} %", f"{made['test_loss']:.3f}")
+        for made in final_runs()])
 
 
 def trials_table():
@@ -360,12 +361,8 @@ def test_the_other_tables_are_what_is_recorded(table):
 
 def claims():
     """What the paper says of the records, in its own words."""
-    seeds = [recorded("cifar10", f"seed-{seed}.json") for seed in range(3)]
-    accuracies = [100 * run["test_accuracy"] for run in seeds]
-    final = (f"{np.mean(accuracies):.2f} % ± "
-             f"{np.std(accuracies, ddof=1):.2f}")
+    seeds, final = final_runs(), final_accuracy()
     minutes = f"{seeds[0]['seconds']['all'] / 60:.0f} minutes"
-    memory = seeds[0]["machine"]["peak_memory_bytes"] / 2 ** 30
     heads = ("linear head", "hidden layer", "linear head, mirrored",
              "hidden layer, mirrored")
     least, *_, most = sorted(heads, key=held_out)
@@ -381,8 +378,6 @@ def claims():
     cat, dog = 3, 5
     top = max(passes(name) for name in rows())
     right = held_out_mean("upper half, not mirrored") / 100
-    slower = sorted(run["seconds"]["training"]
-                    / seeds[0]["seconds"]["training"] for run in seeds[1:])
     base, larger = (recorded("cifar100", f"{name}-partial.json")
                     for name in ("MobileNetV2", "DenseNet121"))
     trials = {count: recorded("cifar10", "trials", f"plain-160{name}.json")[
@@ -472,8 +467,8 @@ def claims():
         f"{held_out('random weights, lower half frozen')} if",
         # The final network
         f"The mean is {final}.",
-        f"took {minutes} and {memory:.1f} GiB of memory",
-        f"took {slower[0]:.1f} and {slower[1]:.1f} times as long",
+        f"took {minutes} and {peak(seeds[:1]):.1f} GiB of memory",
+        f"took {slower()} times as long",
         f"takes {10000 - np.trace(counts)} of the 10,000 test images for "
         "something else",
         f"taken for dogs in {share[cat, dog]:.0f} % of the cases, dogs for "
@@ -492,7 +487,7 @@ def claims():
         f"{from_images('fit, upper half trained, from images', 4) / ours:.1f}"
         " times as fast",
         # Beside others
-        f"**{np.mean(accuracies):.2f} %** | **{minutes}, 2 cores**",
+        f"**{final.split(' ±')[0]}** | **{minutes}, 2 cores**",
         # Discussion
         "a head of 12,810 numbers",
         f"{gain('cut after block 15', 'linear head, mirrored')} points if "
@@ -590,10 +585,7 @@ def test_what_was_set_is_what_the_paper_says():
 def test_the_readme_says_what_is_recorded():
     """The first screen of the README, and what else isn't in a table."""
     text = " ".join(read("README.md").split())
-    seeds = [recorded("cifar10", f"seed-{seed}.json") for seed in range(3)]
-    accuracies = [100 * run["test_accuracy"] for run in seeds]
-    slower = sorted(run["seconds"]["training"]
-                    / seeds[0]["seconds"]["training"] for run in seeds[1:])
+    seeds, final = final_runs(), final_accuracy()
     stored = max(sum(run["seconds"][part] for part in (
         "images and weights", "frozen part")) for run in seeds[1:])
     cifar100 = [recorded("cifar100", f"{base}-{style}.json")
@@ -608,9 +600,7 @@ def test_the_readme_says_what_is_recorded():
         return f"{100 * record['evaluation']['accuracy']:.1f} %"
 
     for claim in (
-            f"| {np.mean(accuracies):.2f} % ± "
-            f"{np.std(accuracies, ddof=1):.2f} |",
-            f"| {accuracies[0]:.2f} % |",
+            f"| {final} |", f"| {100 * seeds[0]['test_accuracy']:.2f} % |",
             f"| {seeds[0]['seconds']['all'] / 60:.0f} minutes on AMD EPYC, "
             "2 cores, 24 GiB |",
             f"the epochs cost {passes_of_ours():.1f} passes of Keras's",
@@ -619,7 +609,7 @@ def test_the_readme_says_what_is_recorded():
             f"{seeds[0]['test_accuracy']:.4f}",
             f"accuracy: {seeds[0]['test_accuracy']:.4f} - loss: "
             f"{seeds[0]['test_loss']:.4f}",
-            f"(0-transfer.py) | {np.mean(accuracies):.2f} % |",
+            f"(0-transfer.py) | {final.split(' ±')[0]} |",
             "(cifar100_transfer.py) | "
             f"{100 * max(run['test_top1'] for run in cifar100):.1f} % |",
             f"| {holdout('simple_cnn', 'simple.json')}, "
@@ -636,8 +626,7 @@ def test_the_readme_says_what_is_recorded():
             f"{gain('size 160', 'size 96')} points less",
             "costs "
             f"{gain('upper half', 'BatchNorm momentum 0.999')} points on new",
-            f"of the others took {slower[0]:.1f} and {slower[1]:.1f} times "
-            "as long)"):
+            f"of the others took {slower()} times as long)"):
         assert claim in text
 
 
@@ -769,8 +758,8 @@ def test_answers_are_collected():
 def test_the_answers_are_those_of_cifar10_h5(tmp_path):
     """paper/answers.py as a process: what is committed, but for rounding."""
     out = tmp_path / "answers.json"
-    subprocess.run([sys.executable, answers.__file__, "--out", str(out)],
-                   check=True)
+    done = run([sys.executable, answers.__file__, "--out", out], tmp_path)
+    assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     kept = recorded("cifar10", "answers.json")
     np.testing.assert_allclose(found["accuracy"], kept["accuracy"],
