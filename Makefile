@@ -1,24 +1,30 @@
 # make train: train cifar10.h5.   make test: run the tests.
-# make paper: draw the paper's pictures again, and write publish.html.
-# Each first makes .venv, for which Python 3.9 to 3.13 must be there.
+# make lint: check the style.     make paper: draw the paper's plots, write
+# the numbers into README.md and paper/README.md, and write publish.html.
+# Each first makes .venv, which takes Python 3.9 to 3.13.
 PYTHON ?= python3
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: train test paper
+.PHONY: train test lint paper
 
 train: .venv/ready
-	@echo "When it is done, this replaces the cifar10.h5 that is here."
+	@echo "At its end, this replaces the cifar10.h5 that is here."
 	@. .venv/bin/activate && ./0-transfer.py || { \
 	    status=$$?; [ $$status -eq 69 ] || exit $$status; \
 	    echo "No network: rehearsing with digits instead."; \
 	    ./0-transfer.py --rehearse && \
-	    echo "This was a rehearsal: cifar10.h5 is what it was before."; }
+	    echo "This was a rehearsal: cifar10.h5 has not changed."; }
 
 test: .venv/ready
-	. .venv/bin/activate && python -m pytest tests -rs -W ignore::DeprecationWarning
+	. .venv/bin/activate && python -m pytest
+
+lint: .venv/ready
+	. .venv/bin/activate && pycodestyle --exclude=.venv*,0-main.py . && \
+	    ruff check --select F --exclude 0-main.py .
 
 paper: .venv/ready
-	. .venv/bin/activate && paper/figures.py && paper/publish.py
+	. .venv/bin/activate && paper/figures.py && paper/fill_in.py && \
+	    paper/publish.py
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 9) <= sys.version_info < \

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""A folder or zip of pictures, checked once, as a clean copy for Keras.
+"""A folder or zip of images, checked once, as a clean copy for Keras.
 
-    find        the pictures in a folder or zip, by split and class
-    clean_copy  each of them opened once, and written as a PNG
-    Copy        such a copy, which Keras's image_dataset_from_directory reads
-    Views       its pictures and their mirror images, by number
-
-The three scripts on folders of pictures borrow it.
+    find        the images in a folder or zip, by split and class
+    clean_copy  opens each of them once, and writes it as a PNG
+    Copy        a clean copy, for Keras's image_dataset_from_directory
+    Views       its images and their mirror images, by number
 """
 import collections
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import os
+import pathlib
 import shutil
 import sys
 import unicodedata
@@ -27,128 +27,135 @@ from tensorflow import keras as K
 
 import runs
 
-# What people call the splits. A picture that is there more than once stays
-# in the first of these that has it: none is learned and asked for as well.
+# What people call the splits. Of exact duplicates, the copy keeps the first
+# in this order, so that no test image is also trained on.
 SPLITS = {"holdout": ("holdout", "hold-out", "test", "testing"),
           "validation": ("validation", "valid", "val"),
           "train": ("train", "training")}
-WHOLE = "all"           # the one split of a folder without splits
+WHOLE = "all"          # the one split of a folder without splits
 JUNK = "__MACOSX", "Thumbs.db", "desktop.ini"
-UNPACKS_TO = 100        # times its own size, at most: pictures hardly shrink
-NAMED = 5               # so many of the files left out are printed
+MAX_EXPANSION = 100    # of a zip's size: images hardly compress
+LISTED = 5             # how many of the files left out are printed
 
 # files: {split: {class: {path: File}}}
-# left_out: {path: why} of files that are in no class
-# identity: which pictures these are, in words
-Found = collections.namedtuple("Found", "files classes left_out identity")
-# mark: another file's is another; read: a function that returns its bytes
-File = collections.namedtuple("File", "mark read")
+# classes: their names, sorted
+# left_out: {path: why} of files that belong to no class
+# identity: names these images, and changes when one of them does
+Source = collections.namedtuple("Source", "files classes left_out identity")
+# stamp: changes with the content; read: a function that returns the bytes
+File = collections.namedtuple("File", "stamp read")
 
 
 def find(data, splits=True):
-    """Find the pictures in a folder or zip.
+    """Find the images in a folder or zip.
 
-    data: its path. In it is train/cats/1.jpg, or cats/1.jpg without splits;
-        folders around all of it, such as data/, don't matter
-    splits: whether there are splits, by one of their names in SPLITS
-    Returns: Found
+    data: its path. It contains train/cats/1.jpg, or cats/1.jpg without
+        splits; enclosing folders, such as data/, don't matter
+    splits: whether there are splits, under any of their names in SPLITS
+    Returns: Source
     Raises OSError if this isn't such a folder or zip.
     """
     if os.path.isdir(data):
-        found = in_folder(data)
+        contents = in_folder(data)
     elif zipfile.is_zipfile(data):
-        found = in_zip(data)
+        contents = in_zip(data)
     else:
         raise OSError(
-            f"{data} " + ("is no folder and no zip that can be read"
-                          if os.path.exists(data) else "isn't there")
-            + ": expected a folder or zip of pictures")
-    if not any(len(path) > 1 for path in found):
-        raise OSError(f"{data} has no folders with pictures in them: "
-                      "expected one for each class")
-    around = folders_around(found, splits)
-    top = sorted({path[around] for path in found if len(path) > around + 1})
+            f"{data} " + ("is neither a folder nor a readable zip"
+                          if os.path.exists(data) else "doesn't exist")
+            + ": expected a folder or zip of images")
+    if not any(len(path) > 1 for path in contents):
+        raise OSError(f"{data} has no folders of images: expected one for "
+                      "each class")
+    depth, top = top_folders(contents, splits)
     if splits:
-        files, left_out = by_split(data, found, around, top)
+        files, left_out = by_split(data, contents, depth, top)
     elif sum(split_of(name) is not None for name in top) > 1:
         raise OSError(
             f"{data} is split already: found {', '.join(top)}, expected a "
-            "folder for each class. Give one of these, or use simple_cnn.py "
-            "and transfer_model.py")
+            "folder for each class. Choose one of these folders, or use "
+            "simple_cnn.py and transfer_model.py")
     else:
         left_out = {}
-        files = {WHOLE: by_class(found, around, left_out)}
-    classes = sorted(files["train" if splits else WHOLE])
+        files = {WHOLE: by_class(contents, depth, left_out)}
+    training = files["train" if splits else WHOLE]
+    classes = sorted(training)
     if len(classes) < 2:
         raise OSError(
             f"{data} has {' and '.join(classes) or 'no class'} to learn: "
-            "expected at least two folders of pictures, one for each class")
+            "expected at least two folders of images, one for each class")
     for name in classes:
-        if not files["train" if splits else WHOLE][name]:
+        if not training[name]:
             raise nothing_to_learn(name)
     for split in files:
         unknown = sorted(set(files[split]) - set(classes))
         if unknown:
             raise OSError(
-                f"{data}: {split} has {', '.join(unknown)}, expected none "
-                f"but the training folder's classes, {', '.join(classes)}")
-    marks = "\n".join("/".join(path) + f" {file.mark}"
-                      for path, file in found.items() if file)
-    return Found(files, classes, left_out, "{} ({:,} files, {})".format(
-        os.path.basename(os.path.realpath(data)), len(found),
-        hashlib.sha256(marks.encode()).hexdigest()[:8]))
+                f"{data}: {split} has {', '.join(unknown)}, expected only "
+                f"the classes of the training folder, {', '.join(classes)}")
+    stamps = "\n".join("/".join(path) + f" {file.stamp}"
+                       for path, file in contents.items() if file)
+    return Source(files, classes, left_out, "{} ({:,} files, {})".format(
+        os.path.basename(os.path.realpath(data)), len(contents),
+        hashlib.sha256(stamps.encode()).hexdigest()[:8]))
 
 
 def nothing_to_learn(name):
-    """The error that a class has no picture."""
-    return OSError(f"{name} has no picture to learn from: put some into its "
-                   "folder, or delete it")
+    """Make the error for a class without images."""
+    return OSError(f"{name} has no images to learn from: add some to its "
+                   "folder, or delete the folder")
 
 
 def is_junk(name):
-    """Whether a file or folder is none of the user's."""
+    """Tell whether a file or folder is the system's, not the user's."""
     return name in JUNK or name.startswith(".")
 
 
 def readable(name):
-    """A name as people read it, whatever system wrote it."""
-    return unicodedata.normalize(  # macOS takes umlauts apart
+    """Return a name as people read it, whatever system wrote it."""
+    return unicodedata.normalize(  # macOS decomposes umlauts
         "NFC", name.encode("utf-8", "surrogateescape").decode(
             "utf-8", "backslashreplace"))
 
 
-def folders_around(found, splits):
-    """How many folders there are around all of the classes or splits."""
-    around = 0
+def top_folders(contents, splits):
+    """Find the classes or splits; return their depth and sorted names."""
+    depth = 0
     while True:
-        top = {path[around] for path in found if len(path) > around + 1}
+        top = {path[depth] for path in contents if len(path) > depth + 1}
         if len(top) != 1 or splits and split_of(*top) or all(
-                len(path) <= around + 2 for path in found):
-            return around
-        around += 1
+                len(path) <= depth + 2 for path in contents):
+            return depth, sorted(top)
+        depth += 1
 
 
 def split_of(name):
-    """The split that people call so, or None."""
+    """Return the split that people give this name, or None."""
     return next((split for split, names in SPLITS.items()
                  if name.lower() in names), None)
 
 
-def by_class(found, depth, left_out):
-    """{class: {path: File}} of files whose class is at this depth."""
+def by_class(contents, depth, left_out):
+    """Sort files by the class at this depth; add others to left_out.
+
+    Returns: {class: {path: File}}
+    """
     classes = {}
-    for path, file in found.items():
+    for path, file in contents.items():
         if len(path) < depth + 2:
-            left_out["/".join(path)] = "in no class's folder"
+            left_out["/".join(path)] = "not in a class's folder"
             continue
         inside = classes.setdefault(path[depth], {})
-        if path[-1]:  # else it is a folder with nothing in it
+        if path[-1]:  # otherwise it is an empty folder
             inside["/".join(path)] = file
     return classes
 
 
-def by_split(data, found, around, top):
-    """{split: {class: {path: File}}}, and what is in no split."""
+def by_split(data, contents, depth, top):
+    """Sort files by split and class.
+
+    Returns: {split: {class: {path: File}}}; {path: why} of other files
+    """
     folders, left_out = {}, {}
     for name in top:
         split = split_of(name)
@@ -161,193 +168,190 @@ def by_split(data, found, around, top):
         raise OSError(f"{data} has {', '.join(top)}: expected the folders "
                       "train, validation and holdout")
     files = {split: by_class({
-        path: file for path, file in found.items()
-        if path[around:around + 1] == (folders[split],)},
-        around + 1, left_out) for split in SPLITS}
-    for path in found:
-        if not set(path[around:around + 1]) & set(folders.values()):
-            left_out["/".join(path)] = "in no split's folder"
+        path: file for path, file in contents.items()
+        if path[depth:depth + 1] == (folders[split],)},
+        depth + 1, left_out) for split in SPLITS}
+    for path in contents:
+        if not set(path[depth:depth + 1]) & set(folders.values()):
+            left_out["/".join(path)] = "not in a split's folder"
     return files, left_out
 
 
 def in_folder(data):
-    """The files of a folder: {path in it, a tuple: File}.
+    """List the files of a folder, without what our own scripts wrote.
 
-    A folder with nothing in it is there as a path that ends with "". What
-    our own runs wrote isn't.
+    Returns: {path in it, a tuple: File}; an empty folder's path ends with ""
     """
-    def stop(error):
-        """A folder that can't be looked into isn't passed over."""
-        raise error
-
-    def reader(path):
-        """What reads this file."""
-        def read():
-            """Its bytes."""
-            with open(path, "rb") as file:
-                return file.read()
-        return read
-
-    found, seen = {}, set()
-    for folder, folders, files in os.walk(data, onerror=stop,
-                                          followlinks=True):
-        if "run.json" in files or os.path.realpath(folder) in seen:
-            folders.clear()  # a link may lead back to where it is
+    contents, seen = {}, set()
+    for folder, subfolders, names in os.walk(data, onerror=fail,
+                                             followlinks=True):
+        if "run.json" in names or os.path.realpath(folder) in seen:
+            subfolders.clear()  # a link may lead back up
             continue
         seen.add(os.path.realpath(folder))
-        folders[:] = sorted(name for name in folders if not is_junk(name))
-        files = sorted(name for name in files if not is_junk(name))
-        around = [part for part in os.path.relpath(folder, data).split(os.sep)
-                  if part != "."]
-        for name in files:
+        subfolders[:] = sorted(
+            name for name in subfolders if not is_junk(name))
+        names = sorted(name for name in names if not is_junk(name))
+        parts = [part for part in os.path.relpath(folder, data).split(os.sep)
+                 if part != "."]
+        for name in names:
             path = os.path.join(folder, name)
-            add(found, around + [name], File(
-                os.path.getsize(path), reader(path)))
-        if around and not files and not folders:
-            add(found, around + [""], None)
-    return found
+            add(contents, parts + [name], File(
+                os.path.getsize(path), pathlib.Path(path).read_bytes))
+        if parts and not names and not subfolders:
+            add(contents, parts + [""], None)
+    return contents
 
 
-def add(found, parts, file):
-    """Add a file under names as people read them."""
+def fail(error):
+    """Raise what os.walk would ignore: a folder that it can't read."""
+    raise error
+
+
+def add(contents, parts, file):
+    """Add a file under a path as people read it."""
     path = tuple(map(readable, parts))
-    while path in found and path[-1]:  # two names that look the same
+    while path in contents and path[-1]:  # two names that look the same
         path = path[:-1] + (path[-1] + "~",)
-    found[path] = file
+    contents[path] = file
 
 
 def in_zip(data):
-    """The files of a zip, as in_folder gives those of a folder.
+    """List the files of a zip, in the form that in_folder returns.
 
-    Nothing is unpacked: each picture is read from the zip.
-    Raises OSError for a zip that isn't what it should be.
+    Nothing is unpacked: each image is read from the zip.
+    Raises OSError if the zip is damaged or looks malicious.
     """
     try:
         archive = zipfile.ZipFile(data)
     except zipfile.BadZipFile as error:
         raise OSError(f"{data} is damaged: {error}") from error
     size = sum(entry.file_size for entry in archive.infolist())
-    if size > UNPACKS_TO * os.path.getsize(data):
-        raise OSError(f"{data} says that it unpacks to {size:,} bytes, more "
-                      f"than {UNPACKS_TO} times its size: expected pictures")
-    found = {}
+    if size > MAX_EXPANSION * os.path.getsize(data):
+        raise OSError(f"{data} claims to unpack to {size:,} bytes, more than "
+                      f"{MAX_EXPANSION} times its size: expected images")
+    contents = {}
     for entry in archive.infolist():
         name = entry.filename
-        if not entry.flag_bits & 0x800:  # macOS writes UTF-8, but not so
+        if not entry.flag_bits & 0x800:  # macOS writes UTF-8 without the flag
             with contextlib.suppress(UnicodeError):
                 name = name.encode("cp437").decode("utf-8")
         parts = name.replace("\\", "/").split("/")
         if ".." in parts or not parts[0] or parts[0].endswith(":"):
-            raise OSError(f"{data} has an entry that leaves its folder, "
-                          f"{name}: expected pictures")
+            raise OSError(f"{data} has an entry outside its own folder, "
+                          f"{name}: expected images")
         if entry.flag_bits & 1:
             raise OSError(f"{data} needs a password: unpack it first")
         if not any(map(is_junk, parts)):
-            add(found, [part for part in parts if part != "."], File(
-                entry.CRC, lambda entry=entry: archive.read(entry)))
+            add(contents, [part for part in parts if part != "."], File(
+                entry.CRC, functools.partial(archive.read, entry)))
     inside = collections.Counter(
-        path[:i] for path in found for i in range(1, len(path)))
-    return {path: file for path, file in sorted(found.items())
+        path[:i] for path in contents for i in range(1, len(path)))
+    return {path: file for path, file in sorted(contents.items())
             if path[-1] or inside[path[:-1]] == 1}  # an empty folder stays
 
 
-def read_picture(data, size):
-    """Bytes of a picture as RGB, turned as its EXIF says, no larger than
-    needed.
+def read_image(data, size):
+    """Decode an image: RGB, turned as its EXIF says, not needlessly large.
 
-    data: bytes of any format that Pillow knows
-    size: pixels; a larger width is reduced to it, a larger height as well
-    Returns: a PIL.Image.Image; width and height as they were
+    data: the bytes, in any format that Pillow knows
+    size: pixels; a larger width or height is reduced to it
+    Returns: a PIL.Image.Image; its original width and height
     Raises one of Pillow's many Exceptions if it can't be read.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd EXIF, or of many pixels
+        warnings.simplefilter("ignore")  # about odd EXIF or many pixels
         try:
-            picture = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data))
         except UnidentifiedImageError as error:
-            raise ValueError("no picture that Pillow knows") from error
-        original = picture.size
-        picture.draft(None, (2 * size, 2 * size))  # a large JPEG: quicker
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode == "F":
+            raise ValueError("not an image that Pillow knows") from error
+        original = image.size
+        image.draft(None, (2 * size, 2 * size))  # decodes large JPEGs faster
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "F":
             raise ValueError("fractions, expected whole numbers")
-        if picture.mode.startswith("I"):
-            x = np.asarray(picture)
+        if image.mode.startswith("I"):
+            x = np.asarray(image)
             # 16 bits, which convert would clip
             x = x / 257 if x.max() > 255 else x
-            picture = Image.fromarray(x.clip(0, 255).astype("uint8"))
-        if picture.mode[-1] in "Aa" or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture)
-        return picture.convert("RGB").resize(
-            (min(size, picture.width), min(size, picture.height)),
+            image = Image.fromarray(x.clip(0, 255).astype("uint8"))
+        if image.mode[-1] in "Aa" or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        return image.convert("RGB").resize(
+            (min(size, image.width), min(size, image.height)),
             Image.LANCZOS), original
 
 
-def clean_copy(found, folder, size):
-    """Write the pictures that were found so that every Keras reads them.
+def clean_copy(source, folder, size):
+    """Write the images of a Source in a form that every Keras reads.
 
-    folder: gets <split>/<class>/<number>.png and index.json; made already,
-        it is taken as it is
-    size: pixels; larger pictures are made this small
+    folder: gets <split>/<class>/<number>.png and index.json; if it exists,
+        it is a copy already, and used as it is
+    size: pixels; larger images are reduced to it
     Returns: Copy
-    Raises OSError if a class has no picture to learn from.
+    Raises OSError if a class has no images to learn from.
     """
     if os.path.isdir(folder):
         return Copy(folder)
-    part = f"{folder}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    source, left_out, sides, seen = {}, dict(found.left_out), [], {}
+    temporary = f"{folder}.part"
+    shutil.rmtree(temporary, ignore_errors=True)
+    todo = []
+    for split, classes in source.files.items():
+        for name in source.classes:
+            os.makedirs(os.path.join(temporary, split, name))
+            todo += [(f"{split}/{name}", path, file)
+                     for path, file in classes.get(name, {}).items()]
     progress = K.utils.Progbar(
-        sum(len(inside) for classes in found.files.values()
-            for inside in classes.values()), unit_name="picture",
+        len(todo), unit_name="image",
         interval=0.05 if sys.stdout.isatty() else 60)
-    for split, classes in found.files.items():
-        for name in found.classes:
-            os.makedirs(os.path.join(part, split, name))
-            before = len(source)
-            for path, file in classes.get(name, {}).items():
-                progress.add(1)
-                try:
-                    data = file.read()
-                    picture, original = read_picture(data, size)
-                except Exception as error:  # Pillow has no class for it
-                    left_out[path] = f"can't be read: {error}"
-                    continue
-                same = seen.setdefault(hashlib.sha256(data).digest(), path)
-                if same != path:
-                    left_out[path] = f"the same picture as {same}"
-                    continue
-                copy = f"{split}/{name}/{len(source):07d}.png"
-                picture.save(os.path.join(part, copy), compress_level=1)
-                source[copy] = path
-                sides += original
-            if len(source) == before:
-                if split in ("train", WHOLE):
-                    raise nothing_to_learn(name)
-                print(f"Warning: {split} has no picture of {name}")
-        if not any(path.startswith(f"{split}/") for path in source):
-            raise OSError(f"{split} has no picture that can be read")
-    runs.write(os.path.join(part, "index.json"), {
-        "classes": found.classes, "source": source, "left_out": left_out,
+    origin, left_out, sides, seen = {}, dict(source.left_out), [], {}
+    for place, path, file in todo:
+        progress.add(1)
+        try:
+            data = file.read()
+            image, original = read_image(data, size)
+        except Exception as error:  # Pillow raises many kinds
+            left_out[path] = f"can't be read: {error}"
+            continue
+        first = seen.setdefault(hashlib.sha256(data).digest(), path)
+        if first != path:
+            left_out[path] = f"a duplicate of {first}"
+            continue
+        copy = f"{place}/{len(origin):07d}.png"
+        image.save(os.path.join(temporary, copy), compress_level=1)
+        origin[copy] = path
+        sides += original
+    filled = {os.path.dirname(copy) for copy in origin}
+    for split in source.files:
+        empty = [name for name in source.classes
+                 if f"{split}/{name}" not in filled]
+        if empty and split in ("train", WHOLE):
+            raise nothing_to_learn(empty[0])
+        if empty == source.classes:
+            raise OSError(f"{split} has no images that can be read")
+        for name in empty:
+            print(f"Warning: {split} has no images of {name}")
+    runs.write(os.path.join(temporary, "index.json"), {
+        "classes": source.classes, "source": origin, "left_out": left_out,
         "sides": [min(sides), max(sides)]})
-    os.rename(part, folder)
+    os.rename(temporary, folder)
     return Copy(folder)
 
 
 class Copy:
-    """A clean copy of pictures.
+    """A clean copy of images.
 
     folder: where it is
     classes: their names, in the order of their numbers
-    source: {path in the copy: path where the picture comes from}
+    source: {path in the copy: path of the original}
     left_out: {path: why}
-    sides: the smallest and the largest of the pictures' own sides, pixels
+    sides: the shortest and longest side of the original images, pixels
     """
 
     def __init__(self, folder):
-        """Take the copy that clean_copy wrote into a folder."""
+        """Read the index of a folder that clean_copy wrote."""
         self.folder = folder
         with open(os.path.join(folder, "index.json"),
                   encoding="utf-8") as file:
@@ -356,17 +360,17 @@ class Copy:
             index[key] for key in ("classes", "source", "left_out", "sides"))
 
     def count(self, *path):
-        """How many pictures a split has, or a class in a split."""
+        """Count the images in a split, or in a split's class."""
         return sum(copy.split("/")[:len(path)] == list(path)
                    for copy in self.source)
 
     def describe(self):
-        """What is in the copy, and what isn't, in a few lines."""
+        """Say in a few lines what is in the copy, and what was left out."""
         splits = sorted({copy.split("/")[0] for copy in self.source})
         width = max(map(len, self.classes))
         lines = [
-            f"{len(self.source):,} pictures of {len(self.classes)} classes, "
-            "their sides {:,} to {:,} pixels".format(*self.sides),
+            f"{len(self.source):,} images of {len(self.classes)} classes, "
+            "with sides of {:,} to {:,} pixels".format(*self.sides),
             " ".join([" " * width] + [f"{split:>10}" for split in splits])]
         lines += [" ".join([f"{name:{width}}"] + [
             f"{self.count(split, name):10,}" for split in splits])
@@ -374,22 +378,22 @@ class Copy:
         if self.left_out:
             lines.append(f"Left out: {len(self.left_out):,} files")
         lines += [f"  {path}: {why}"
-                  for path, why in list(self.left_out.items())[:NAMED]]
-        if len(self.left_out) > NAMED:
-            lines.append(f"  and others: {self.folder}/index.json")
+                  for path, why in list(self.left_out.items())[:LISTED]]
+        if len(self.left_out) > LISTED:
+            lines.append(f"  all of them: {self.folder}/index.json")
         return "\n".join(lines)
 
     def labels(self, paths):
-        """The numbers of the classes of pictures in the copy, an array."""
+        """Return the class numbers of images in the copy, an array."""
         return np.array([self.classes.index(path.split("/")[1])
                          for path in paths])
 
     def dataset(self, split, size, batch, seed=None):
-        """A split as Keras reads it, on the fly.
+        """Let Keras read a split on the fly.
 
-        seed: of the order, another in each epoch; None: always the same
+        seed: of the order, which changes every epoch; None: a fixed order
         Returns: a tf.data.Dataset of float32 (batch, size, size, 3) in
-            0..255 and one-hot (batch, classes); file_paths has its order
+            0..255 and one-hot (batch, classes); its file_paths are in order
         """
         return K.utils.image_dataset_from_directory(
             os.path.join(self.folder, split), label_mode="categorical",
@@ -399,28 +403,28 @@ class Copy:
 
 
 class Views:
-    """Pictures and then their mirror images, read when they are asked for.
+    """All images of a clean copy, then their mirror images, read on demand.
 
-    views[i:j] is float32 (j - i, size, size, 3) in 0..255, as `dataset`
-    gives it.
+    views[i:j] is float32 (j - i, size, size, 3) in 0..255, the same pixels
+    as from Copy.dataset.
     """
 
     def __init__(self, copy, size):
-        """All pictures of a clean Copy, in the order of copy.source."""
+        """Take the images of a Copy, in the order of copy.source."""
         self.paths = [os.path.join(copy.folder, path) for path in copy.source]
         self.shape = (2 * len(self.paths), size, size, 3)
 
     def __len__(self):
-        """Twice as many as there are pictures."""
+        """Return twice the number of images."""
         return self.shape[0]
 
-    def __getitem__(self, some):
+    def __getitem__(self, rows):
         """Read a slice."""
-        return np.stack([self.read(i) for i in range(*some.indices(len(
+        return np.stack([self.read(i) for i in range(*rows.indices(len(
             self)))])
 
     def read(self, i):
-        """Picture i, or its mirror image."""
-        with Image.open(self.paths[i % len(self.paths)]) as picture:
-            x = tf.image.resize(np.asarray(picture), self.shape[1:3]).numpy()
+        """Read image i, or its mirror image."""
+        with Image.open(self.paths[i % len(self.paths)]) as image:
+            x = tf.image.resize(np.asarray(image), self.shape[1:3]).numpy()
         return x if i < len(self.paths) else x[:, ::-1]

@@ -1,49 +1,52 @@
 #!/usr/bin/env python3
-"""The folder that a run writes into: claimed, gone on with, or refused.
+"""The folder of a run: claimed, resumed or refused; JSON in and out.
 
-A run's run.json says which script with which arguments made it, and whether
-it is finished. The scripts on folders of pictures borrow it;
-cifar100_transfer.py and report.py borrow what reads and writes files.
+Its run.json says which script made the run, with which arguments, and
+whether the run is finished. `machine` describes what the run was made with.
 """
 import contextlib
 import glob
 import json
 import os
+import platform
 import shutil
 import sys
 
+import numpy as np
+
 
 def read_json(path):
-    """What a JSON file says; None if there is none or it is broken."""
+    """Return the content of a JSON file; None if missing or broken."""
     with contextlib.suppress(OSError, ValueError):
         with open(path, encoding="utf-8") as file:
             return json.load(file)
 
 
 def write(path, data):
-    """Write bytes, or as JSON what isn't bytes: whole or not at all.
+    """Write bytes as they are, anything else as JSON: whole or not at all.
 
-    0-transfer.py has its own, since it gets by alone; report.py can't borrow
-    that one, which brings TensorFlow.
+    0-transfer.py has its own way, because it must work alone. report.py
+    can't use that one, because it would load TensorFlow.
     """
     if not isinstance(data, bytes):
         data = json.dumps(data, indent=1, ensure_ascii=False).encode()
-    part = f"{path}.part"
+    temporary = f"{path}.part"
     try:
-        with open(part, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
-        os.replace(part, path)
+        os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"{path} was not written: {error}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.remove(part)
+            os.remove(temporary)
 
 
 def claim(folder):
-    """Make sure that no other process writes into this folder.
+    """Keep other processes from writing into this folder.
 
-    Raises OSError if one does. Does nothing on Windows, which has no flock.
+    Raises OSError if another process has claimed it. Does nothing on
+    Windows, which has no flock.
     """
     with contextlib.suppress(ImportError):
         import fcntl
@@ -51,64 +54,85 @@ def claim(folder):
             fcntl.flock(os.open(folder, os.O_RDONLY),
                         fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OSError(f"Another process is at work in {folder}")
+            raise OSError(f"Another process is using {folder}")
 
 
 def start(folder, script, arguments, overwrite):
-    """Begin a run in a folder, or go on with the same one, unfinished.
+    """Start a run in a folder, or continue the same run if it is unfinished.
 
-    arguments: a dict for JSON: what the same run must have in common
-    overwrite: whether any other run that is in the folder is deleted
-    Exits with status 2 if the folder holds something that stays.
+    arguments: a dict for JSON; the same run has the same arguments
+    overwrite: whether to delete any other run in the folder
+    Exits with status 2 if the folder contains something that must stay.
     """
     path = os.path.join(folder, "run.json")
     wanted = json.loads(json.dumps(
         {"script": script, "arguments": arguments, "finished": False}))
     os.makedirs(folder, exist_ok=True)
     claim(folder)
-    found = read_json(path)
-    if found == wanted:
-        print(f"Going on with the run in {folder}")
+    existing = read_json(path)
+    if existing == wanted:
+        print(f"Continuing the run in {folder}")
         return
-    ours = isinstance(found, dict) and set(found) == set(wanted)
-    if not ours and os.listdir(folder):
-        refuse(f"{folder} holds something that isn't a run: choose another "
-               "--out")  # whatever --overwrite says: it isn't ours
-    made = set(os.listdir(folder)) - {"run.json", "pictures.part"}
-    if made and not overwrite:
-        refuse(f"{folder} has {describe(found, wanted)}: choose another "
-               "--out, or --overwrite it")
+    ours = isinstance(existing, dict) and set(existing) == set(wanted)
+    if not ours and os.listdir(folder):  # even with --overwrite
+        refuse(f"{folder} contains something that isn't a run: choose another "
+               "--out")
+    results = set(os.listdir(folder)) - {"run.json", "pictures.part"}
+    if results and not overwrite:
+        refuse(f"{folder} contains {describe(existing, wanted)}: choose "
+               "another --out, or --overwrite it")
     for name in os.listdir(folder):
         inside = os.path.join(folder, name)
         if os.path.isdir(inside) and not os.path.islink(inside):
             shutil.rmtree(inside)
-        elif name != "run.json":  # the last: until then it is known as ours
+        elif name != "run.json":  # stays, to mark the folder as ours
             os.remove(inside)
     write(path, wanted)
 
 
-def describe(found, wanted):
-    """In what a run differs from the one that was asked for."""
-    if found["script"] != wanted["script"]:
-        return f"a run of {found['script']}"
-    other = [f"{name} {found['arguments'].get(name)} instead of {value}"
-             for name, value in wanted["arguments"].items()
-             if found["arguments"].get(name) != value]
-    return f"a run with {', '.join(other)}" if other else "a finished run"
+def describe(existing, wanted):
+    """Say how an existing run differs from the wanted one."""
+    if existing["script"] != wanted["script"]:
+        return f"a run of {existing['script']}"
+    differences = [
+        f"{name} {existing['arguments'].get(name)} instead of {value}"
+        for name, value in wanted["arguments"].items()
+        if existing["arguments"].get(name) != value]
+    return (f"a run with {', '.join(differences)}" if differences
+            else "a finished run")
 
 
 def refuse(message):
-    """Exit with the status of a command that can't be meant, 2."""
+    """Exit as after a usage error, with status 2."""
     print(message, file=sys.stderr)
     sys.exit(2)
 
 
 def finish(folder):
-    """Say in run.json that the run is finished.
-
-    What a stopped training would go on from (*.npz) is deleted.
-    """
-    for kept in glob.glob(os.path.join(glob.escape(folder), "*.npz")):
-        os.remove(kept)
+    """Mark the run as finished, and delete its checkpoints (*.npz)."""
+    for checkpoint in glob.glob(os.path.join(glob.escape(folder), "*.npz")):
+        os.remove(checkpoint)
     path = os.path.join(folder, "run.json")
     write(path, dict(read_json(path), finished=True))
+
+
+def machine():
+    """Describe this machine, the versions, and the peak memory so far."""
+    import tensorflow  # report.py does without it
+    info = {"processor": platform.processor(), "cores": os.cpu_count(),
+            "system": platform.system(), "python": platform.python_version(),
+            "tensorflow": tensorflow.__version__,
+            "keras": getattr(tensorflow.keras, "__version__", "2.15"),
+            "numpy": np.__version__}
+    with contextlib.suppress(OSError, StopIteration):
+        with open("/proc/cpuinfo") as file:  # only on Linux
+            info["processor"] = next(line.split(":")[1].strip() for line
+                                     in file if line.startswith("model name"))
+    with contextlib.suppress(ImportError):  # Windows has no such module
+        import resource
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        info["peak_memory_bytes"] = peak * (
+            1 if sys.platform == "darwin" else 1024)
+        info["memory_bytes"] = (os.sysconf("SC_PHYS_PAGES")
+                                * os.sysconf("SC_PAGE_SIZE"))
+    return info

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""What each choice of 0-transfer.py is worth: one change at a time.
+"""Measure what each choice of 0-transfer.py is worth, one at a time.
 
     benchmarks/ablation.py --out runs/ablation
 
-Each row is trained on 10,000 of CIFAR-10's training images and judged on
-5,000 others that are held out; the test images stay out of it. Some rows are
-trained with three seeds, the others with one (see ROWS). Before each frozen
-pass and each training it measures how fast Keras's predict is on 1,000 images
-through the whole base at 128 pixels: what a row costs is told in such passes
-over its 10,000 images, at the median speed of its process.
+Each row is trained on 10,000 of CIFAR-10's training images and validated on
+5,000 others; the test images are not used. Some rows are trained with three
+seeds, the others with one (see ROWS). Before each frozen pass and each
+training, the throughput of Keras's predict is measured on 1,000 images through
+the whole base at 128 pixels. The cost of a row is given in such passes over
+its 10,000 images, at the median throughput of its process.
 
-It writes a JSON file for each row and seed into --out (results/ablation has
-those that are shown), and goes on where it was stopped. It takes an hour and
-a half on two cores, 6 GiB of memory and 3 GB of disk.
+It writes a JSON file for each row and seed into --out; those that the paper
+shows are in results/ablation. It takes an hour and a half on two cores, 6 GiB
+of memory and 3 GB of disk. A stopped run continues where it was.
 """
 import argparse
 import collections
@@ -26,20 +26,24 @@ from tensorflow import keras as K
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 sys.path.insert(0, ROOT)
-import cifar100_transfer  # noqa: E402
+import networks  # noqa: E402
 import runs  # noqa: E402
 
-transfer = cifar100_transfer.transfer
+transfer = networks.transfer
 
 IMAGES = 10000
-HELD_OUT = 5000
-SPEED_IMAGES = 1000
-SPEED_TIMES = 2         # of which the mean counts
-SPEED_SIZE = 128        # of the passes in which all rows are measured
-# seeds: with how many; cut: the last frozen layer ("average": all of the
-# base), or None if nothing is frozen; mirror: mirror images as well; hidden:
-# units of a hidden layer; momentum: BatchNorm's above the cut, or None if it
-# is frozen; storage: of the frozen outputs
+VALIDATION_IMAGES = 5000
+THROUGHPUT_IMAGES = 1000
+THROUGHPUT_TIMES = 2    # whose mean counts
+THROUGHPUT_SIZE = 128   # pixels, whatever the size of the row
+# seeds: how many
+# cut: the last frozen layer ("average": the whole base is frozen), or None if
+#     nothing is frozen
+# mirror: whether mirror images are trained on, too
+# hidden: units of a hidden layer, or 0
+# momentum: of BatchNorm above the cut, or None if it is frozen
+# storage: the type of the frozen outputs
+# What a row doesn't name is as in 0-transfer.py.
 Row = collections.namedtuple(
     "Row", "seeds size cut epochs mirror hidden momentum learning_rate "
     "weights storage")
@@ -74,21 +78,21 @@ ROWS = {
 }
 
 
-class KeepEpochs(transfer.KeepEpochs):
-    """Notes how long an epoch takes without the held-out images.
+class Checkpoint(transfer.Checkpoint):
+    """Notes how long an epoch takes without validation.
 
-    In the first, that counts in TensorFlow's tracing of the model.
+    In the first epoch this includes TensorFlow's tracing of the model.
     """
 
     def on_test_begin(self, logs=None):
-        """The images of this epoch are through."""
+        """Training is over for this epoch, and validation begins."""
         self.note["training_seconds"] = time.perf_counter() - self.start
 
 
 def build(row):
     """0-transfer's network with a row's changes.
 
-    Returns: the model; the tensor at the cut, the images if there is none
+    Returns: the model; the tensor at the cut, or the images without a cut
     """
     model = transfer.build_model(row.size, weights=row.weights)
     if row.hidden:
@@ -108,98 +112,106 @@ def build(row):
                    else model.input)
 
 
-class Speed:
+class Throughput:
     """Images per second of Keras's predict through the whole base."""
 
     def __init__(self, model, images):
-        """Begin; the process is known by its time.
+        """Begin; the time names this process.
 
         model: 0-transfer's; images: CIFAR-10's, uint8 (m, 32, 32, 3)
         """
         self.base = K.Model(model.input, model.get_layer("average").output)
-        self.images = transfer.scale(images[:SPEED_IMAGES])
+        self.images = transfer.scale(images[:THROUGHPUT_IMAGES])
         self.process = time.strftime("%Y-%m-%d %H:%M:%S")
 
     def __call__(self):
         """Measure it now. Returns: a dict, for a record"""
         return {"process": self.process, "predict_images_per_second": float(
-            np.mean([cifar100_transfer.predict_rate(self.base, self.images)
-                     for _ in range(SPEED_TIMES)]))}
+            np.mean([networks.predict_throughput(self.base, self.images)
+                     for _ in range(THROUGHPUT_TIMES)]))}
 
 
-def stored_outputs(row, model, cut, images, cache, speed):
-    """What goes into the trained part, and the record of its pass.
+def stored_outputs(row, model, cut, images, cache, throughput):
+    """The inputs of the trained part, and the record of the frozen pass.
 
-    Returns: stored, indexed by an array of numbers; the record, as timed_pass
-        gives it, which may be that of an earlier row with the same cut
+    throughput: what a Throughput says now
+    Returns: stored, as transfer.train takes it; the record, as from
+        networks.pass_record, of an earlier row if that had the same cut
     """
     if row.cut is None:
-        return transfer.scale(images), {"seconds": 0.0, **speed}
+        return transfer.scale(images), {"seconds": 0.0, **throughput}
     frozen = K.Model(model.input, cut)
-    stored, record = cifar100_transfer.timed_pass(
-        frozen, images, cache, transfer.scale, **speed)
+    stored, = transfer.frozen_outputs(
+        frozen, images, cache, transfer.scale, **throughput)
+    record = networks.pass_record(stored)
     if row.storage == "float32":
-        # In memory: this row shows what rounding does, not what disks do.
+        # In memory: this row shows the effect of rounding, not of disks.
         stored = frozen.predict(transfer.scale(images), verbose=0)
     return stored, record
 
 
-def train_row(name, seed, X, labels, speed, path, cache):
+def train_row(name, seed, X, labels, throughput, path, cache):
     """Train a row with a seed, and write its record.
 
     X: CIFAR-10's training images, uint8 (m, 32, 32, 3); labels: (m,)
-    speed: a Speed
-    path: where the record goes; cache: the folder of frozen outputs
+    throughput: a Throughput
+    path: of the record; cache: the folder of frozen outputs
     """
     row = ROWS[name]
-    order = transfer.stratified_order(labels, 0)
-    held, some = order[:HELD_OUT], order[HELD_OUT:HELD_OUT + IMAGES]
-    # Not mirrored: the image itself stands for its mirror image.
-    views = X[some], X[some][:, :, ::-1] if row.mirror else X[some]
-    images = np.concatenate([*views, X[held]])
-    one_hot = np.eye(10, dtype="float32")[labels]
+    order = transfer.stratified_order(labels, 0)[:VALIDATION_IMAGES + IMAGES]
+    validation, train = np.split(order, [VALIDATION_IMAGES])
+    # Without mirror images, the image itself stands for its mirror image.
+    images = np.concatenate([
+        X[train], X[train][:, :, ::-1] if row.mirror else X[train],
+        X[validation]])
+    Y = np.eye(10, dtype="float32")[labels[
+        np.concatenate([train, train, validation])]]
+    views, validation_rows = np.split(np.arange(len(Y)), [2 * IMAGES])
     K.backend.clear_session()
     K.utils.set_random_seed(seed)
     model, cut = build(row)
     stored, frozen_pass = stored_outputs(
-        row, model, cut, images, cache, speed())
-    keep = KeepEpochs(path.replace(".json", ".npz"), **speed())
+        row, model, cut, images, cache, throughput())
+    checkpoint = Checkpoint(path.replace(".json", ".npz"), **throughput())
     history = transfer.train(
-        K.Model(cut, model.output), stored, one_hot[some], one_hot[held],
-        row.epochs, seed, keep, rate=row.learning_rate)
+        K.Model(cut, model.output), stored, Y, views.reshape(2, -1),
+        validation_rows, row.epochs, seed, checkpoint, batch=transfer.BATCH,
+        learning_rate=row.learning_rate, weight_decay=transfer.WEIGHT_DECAY,
+        label_smoothing=transfer.LABEL_SMOOTHING)
     frozen, total = transfer.convolutions(model)
     runs.write(path, {
         "row": name, "seed": seed, **row._asdict(),
         "frozen_convolutions": frozen, "convolutions": total,
         "val_accuracy": history[-1]["val_accuracy"],
-        # An image that isn't mirrored went through twice, and the held-out
-        # ones went through, too, which training needs not.
+        # Training needs neither the validation images nor the second pass of
+        # images that aren't mirrored.
         "share_of_pass": (1 + row.mirror) * IMAGES / len(images),
         "frozen_pass": frozen_pass, "history": history,
-        "machine": transfer.machine()})
-    os.remove(keep.path)
+        "machine": runs.machine()})
+    os.remove(checkpoint.path)
 
 
 def run(args):
-    """All rows that aren't there yet."""
-    # First what may be missing: --overwrite deletes the rows that are there.
-    ((X, labels), _), model = transfer.cifar10_and_model(SPEED_SIZE)
+    """All rows that aren't recorded yet."""
+    # This may fail, so it comes before --overwrite deletes anything.
+    ((X, labels), _), model = transfer.cifar10_and_model(THROUGHPUT_SIZE)
     runs.start(args.out, "benchmarks/ablation.py", {
-        "images": IMAGES, "held out": HELD_OUT,
+        "images": IMAGES, "held out": VALIDATION_IMAGES,
         **{name: list(row) for name, row in ROWS.items()}}, args.overwrite)
-    speed = Speed(model, X)
+    throughput = Throughput(model, X)
     for name, row in ROWS.items():
         for seed in range(row.seeds):
             path = os.path.join(args.out, f"{slug(name)}-{seed}.json")
             if not os.path.exists(path):
                 print(f"{name}, seed {seed}", flush=True)
-                train_row(name, seed, X, labels[:, 0], speed, path, args.cache)
+                train_row(name, seed, X, labels[:, 0], throughput, path,
+                          args.cache)
     runs.finish(args.out)
     print(f"All rows are in {args.out}")
 
 
 def slug(name):
-    """A row's name as a file's."""
+    """A row's name as a file name."""
     return "-".join(name.replace(",", "").split())
 
 
@@ -210,11 +222,12 @@ def main():
     add("--out", metavar="DIR", default=os.path.join(
         ROOT, "results", "ablation"), help="(%(default)s)")
     add("--cache", metavar="DIR", default=transfer.cache_folder("ablation"),
-        help="where the frozen outputs go, 3 GB (%(default)s)")
+        help="for frozen outputs, 3 GB (%(default)s)")
     add("--overwrite", action="store_true",
-        help="replace a finished run, or another one, in --out")
+        help="delete a finished run, or another one, that is in --out")
+    args = parser.parse_args()
     transfer.keep_memory()
-    transfer.explain(run, parser.parse_args(), "mend this")
+    transfer.exit_with_message(run, args, "Fix this")
 
 
 if __name__ == "__main__":

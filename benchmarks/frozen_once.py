@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Frozen outputs computed once, side by side with how it is usually done.
-
-Each way runs in a process of its own, one after the other, on the same real
-images at the same size. Prints a table of images per second and peak memory,
-and writes it as JSON. Warming up is not counted, nor is the wait for
-TensorFlow's input tuner at the end of Keras's fit and predict. Ours tell glibc
-to keep its memory, as 0-transfer.py does; Keras's run as people run them. The
-peak of our training includes the frozen pass before it.
+"""Compare frozen outputs that are computed once with the usual ways.
 
     benchmarks/frozen_once.py [--images N] [--size PIXELS] [--json FILE]
+
+Each way runs in its own process, one after the other, on the same real images
+at the same size. It takes a few minutes, prints a table of images per second
+and peak memory, and writes the table as JSON. Not counted are the warm-up and
+the wait for TensorFlow's input tuner at the end of Keras's fit and predict.
+Our ways tell glibc to keep its memory, as 0-transfer.py does; Keras's run as
+people run them. The peak memory of our training includes the frozen pass.
 """
 import argparse
 import json
@@ -23,14 +23,17 @@ from tensorflow import keras as K
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
-transfer = __import__("0-transfer")
+import networks  # noqa: E402
+import runs  # noqa: E402
+
+transfer = networks.transfer
 
 
 class Clock(K.callbacks.Callback):
     """Notes the time after each batch."""
 
     def __init__(self):
-        """Start with no batch done."""
+        """Begin before the first batch."""
         super().__init__()
         self.times = []
 
@@ -42,20 +45,21 @@ class Clock(K.callbacks.Callback):
         """A batch of predict is done."""
         self.times.append(time.perf_counter())
 
-    def rate(self, batch):
-        """Images per second from the end of the first batch on."""
+    def throughput(self, batch):
+        """Images per second, from the end of the first batch on."""
         return batch * (len(self.times) - 1) / (
             self.times[-1] - self.times[0])
 
 
 def fit(model, images, labels):
-    """Keras's fit on images: what ours trains, from images in each epoch."""
+    """Keras's fit on images, which trains the same layers as our training.
+    """
     model.compile("adam", "categorical_crossentropy")
     clock = Clock()
-    full = len(images) // 128 * 128  # an incomplete batch would be retraced
+    full = len(images) // 128 * 128  # an incomplete batch means a retrace
     model.fit(transfer.scale(images[:full]), labels[:full], batch_size=128,
               verbose=0, callbacks=[clock])
-    return clock.rate(128)
+    return clock.throughput(128)
 
 
 def fit_head(model, images, labels):
@@ -71,7 +75,7 @@ def predict(model, images):
     full = len(images) // 32 * 32
     model.predict(transfer.scale(images[:full]), verbose=0,
                   callbacks=[clock])
-    return clock.rate(32)
+    return clock.throughput(32)
 
 
 def predict_whole(model, images, labels):
@@ -86,35 +90,33 @@ def predict_frozen(model, images, labels):
 
 
 def frozen_pass(model, images, labels):
-    """Our frozen pass, writing included."""
+    """Our frozen pass, including writing."""
     transfer.keep_memory()
-    times = []
-
-    def prepare(chunk):
-        """Scale a chunk, and note when."""
-        times.append(time.perf_counter())
-        return transfer.scale(chunk)
-
     with tempfile.TemporaryDirectory() as folder:
-        transfer.frozen_outputs(K.Model(model.input, cut(model)), images,
-                                folder, prepare)
-        # The first call checks and warms up; the second starts the pass.
-        return len(images) / (time.perf_counter() - times[1])
+        stored, = transfer.frozen_outputs(
+            K.Model(model.input, cut(model)), images, folder, transfer.scale)
+        return len(images) / networks.pass_record(stored)["seconds"]
 
 
 def train_epoch(model, images, labels):
-    """An epoch of our training on stored outputs, the second of two."""
+    """The second of two epochs of our training on stored outputs."""
     transfer.keep_memory()
+    m = len(images)
     with tempfile.TemporaryDirectory() as folder:
-        frozen = K.Model(model.input, cut(model))
-        stored = transfer.frozen_outputs(
-            frozen, np.concatenate([images, images[:, :, ::-1]]), folder,
+        stored, = transfer.frozen_outputs(
+            K.Model(model.input, cut(model)),
+            np.concatenate([images, images[:, :, ::-1]]), folder,
             transfer.scale)
         history = transfer.train(
-            K.Model(cut(model), model.output), stored, labels, labels[:0],
-            2, 0, transfer.KeepEpochs(os.path.join(folder, "training.npz")))
-    size = transfer.batch_size(len(images))
-    return len(images) // size * size / history[1]["seconds"]
+            K.Model(cut(model), model.output), stored,
+            np.concatenate([labels, labels]), np.arange(2 * m).reshape(2, m),
+            np.arange(0), 2, 0,
+            transfer.Checkpoint(os.path.join(folder, "training.npz")),
+            batch=transfer.BATCH, learning_rate=transfer.LEARNING_RATE,
+            weight_decay=transfer.WEIGHT_DECAY,
+            label_smoothing=transfer.LABEL_SMOOTHING)
+    size = min(transfer.BATCH, m // 20)  # as transfer.train has it
+    return m // size * size / history[1]["seconds"]
 
 
 def cut(model):
@@ -133,17 +135,18 @@ WAYS = {
 
 
 def measure(way, count, size):
-    """Measure one way in this process, and print what was found."""
+    """Measure one way in this process, and print the result."""
     (data, _), model = transfer.cifar10_and_model(size)
     images, labels = data[0][:count], data[1][:count, 0]
-    rate = WAYS[way](model, images, np.eye(10, dtype="float32")[labels])
+    throughput = WAYS[way](
+        model, images, np.eye(10, dtype="float32")[labels])
     print(json.dumps({
-        "images_per_second": rate,
-        "peak_memory_bytes": transfer.machine().get("peak_memory_bytes", 0)}))
+        "images_per_second": throughput,
+        "peak_memory_bytes": runs.machine().get("peak_memory_bytes", 0)}))
 
 
 def run(args):
-    """Run each way in its own process; print and write what they say."""
+    """Run each way in its own process; print and write the results."""
     rows = {}
     for way in WAYS:
         done = subprocess.run(
@@ -155,14 +158,13 @@ def run(args):
         rows[way] = row = json.loads(done.stdout.splitlines()[-1])
         print(f"{way:>36} {row['images_per_second']:8.1f} images/s "
               f"{row['peak_memory_bytes'] / 2 ** 30:6.2f} GiB", flush=True)
-    machine = transfer.machine()
+    machine = runs.machine()
     del machine["peak_memory_bytes"]  # this process only waits
     print(f"{args.images:,} images at {args.size} pixels on "
           f"{machine['processor']}, {machine['cores']} cores, "
           f"{machine['memory_bytes'] / 2 ** 30:.0f} GiB")
-    transfer.write_whole(args.json, json.dumps({
-        "images": args.images, "size": args.size, "machine": machine,
-        "ways": rows}, indent=1).encode())
+    runs.write(args.json, {"images": args.images, "size": args.size,
+                           "machine": machine, "ways": rows})
 
 
 def main():
@@ -184,7 +186,7 @@ def main():
         else:
             run(args)
     except KeyboardInterrupt:
-        sys.exit(130)  # here and in the process of a way
+        sys.exit(130)  # in both processes
 
 
 if __name__ == "__main__":

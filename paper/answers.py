@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What cifar10.h5 says of CIFAR-10's test images, for the paper's pictures.
+"""Record cifar10.h5's predictions on CIFAR-10's test images, for the paper.
 
     paper/answers.py
 
-Writes results/cifar10/answers.json: accuracy, confusion matrix, and some
-images with their answers. It takes about a minute.
+It writes results/cifar10/answers.json: the accuracy, the confusion matrix, and
+some images with their predictions. It takes about a minute.
 """
 import argparse
 import base64
@@ -24,50 +24,50 @@ transfer = __import__("0-transfer")
 
 CLASSES = ("airplane automobile bird cat deer dog frog horse ship "
            "truck").split()
-WRONG = 10   # of the surest wrong answers are shown
-PAIRS = 3    # of a class and what it is most often taken for
-EACH = 6     # images of a pair
+WRONG = 10   # of the most confident wrong predictions are shown
+PAIRS = 3    # of classes that are confused most often
+EACH = 6     # images of such a pair
 
 
 def collect(X, truth, P):
-    """What the pictures show.
+    """Choose the images that the paper shows.
 
     X: uint8 (m, 32, 32, 3); truth: (m,); P: probabilities (m, 10)
     Returns: a dict for JSON
     """
-    answer, sure = P.argmax(axis=1), P.max(axis=1)
-    confusion = confusion_matrix(truth, answer, labels=range(10))
+    predicted, confidence = P.argmax(axis=1), P.max(axis=1)
+    confusion = confusion_matrix(truth, predicted, labels=range(10))
 
     def some(chosen):
-        """Images with their answers; pixels as text."""
-        return [{"truth": int(truth[i]), "answer": int(answer[i]),
-                 "probability": float(sure[i]),
+        """Images with their predictions; pixels as text."""
+        return [{"truth": int(truth[i]), "answer": int(predicted[i]),
+                 "probability": float(confidence[i]),
                  "pixels": base64.b64encode(X[i].tobytes()).decode()}
                 for i in chosen]
 
-    surest = np.argsort(-sure, kind="stable")
-    wrong = surest[truth[surest] != answer[surest]]
-    mixed = confusion * (1 - np.eye(10, dtype=int))
-    pairs = np.argsort(-mixed, axis=None, kind="stable")[:PAIRS]
+    order = np.argsort(-confidence, kind="stable")
+    wrong = order[truth[order] != predicted[order]]
+    mistakes = confusion * (1 - np.eye(10, dtype=int))
+    pairs = np.argsort(-mistakes, axis=None, kind="stable")[:PAIRS]
     return {
-        "accuracy": float(np.mean(truth == answer)), "classes": CLASSES,
+        "accuracy": float(np.mean(truth == predicted)), "classes": CLASSES,
         "confusion": confusion.tolist(),
-        "right": some([np.flatnonzero((truth == i) & (answer == i))[0]
+        "right": some([np.flatnonzero((truth == i) & (predicted == i))[0]
                        for i in range(10)]),
         "wrong": some(wrong[:WRONG]),
-        "pairs": [some([i for i in wrong if (truth[i], answer[i]) == pair]
+        "pairs": [some([i for i in wrong if (truth[i], predicted[i]) == pair]
                        [:EACH]) for pair in zip(*divmod(pairs, 10))]}
 
 
 def run(args):
-    """Ask the saved network, and write."""
-    _, (X, labels) = transfer.cifar10()
+    """Let the saved model predict, and write."""
+    (_, (X, labels)), _ = transfer.cifar10_and_model(transfer.SIZE)
     model = K.models.load_model(os.path.join(ROOT, "cifar10.h5"))
     X_p, _ = transfer.preprocess_data(X, labels)
     P = model.predict(X_p, batch_size=128, verbose=transfer.bar_or_lines())
-    found = collect(X, labels[:, 0], P)
-    runs.write(args.out, found)
-    print(f"{args.out}: accuracy {found['accuracy']:.4f}")
+    record = collect(X, labels[:, 0], P)
+    runs.write(args.out, record)
+    print(f"{args.out}: accuracy {record['accuracy']:.4f}")
 
 
 def main():
@@ -75,7 +75,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", metavar="FILE", default=os.path.join(
         ROOT, "results", "cifar10", "answers.json"))
-    transfer.explain(run, parser.parse_args(), "mend this")
+    transfer.exit_with_message(run, parser.parse_args(), "Fix this")
 
 
 if __name__ == "__main__":

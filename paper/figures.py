@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Draw the paper's pictures from the records of the experiments.
+"""Draw the paper's plots from the records of the experiments.
 
     paper/figures.py
 
-Reads results/ and writes the PNG files beside this script. Each carries the
-SHA-256 of the data that it shows, as the text "data-sha256".
+It reads results/ and writes the PNG files beside this script. Each carries
+the SHA-256 of the data that it shows, as the text "data-sha256".
 """
 import base64
 import functools
@@ -19,82 +19,84 @@ import numpy as np
 from matplotlib.figure import Figure
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(HERE))
-import report  # noqa: E402
+ROOT = os.path.dirname(HERE)
+sys.path.insert(0, ROOT)
+report = __import__("report")
 
-RESULTS = os.path.join(os.path.dirname(HERE), "results")
-WIDTH = 7.0   # inches: 700 pixels at 100 dots per inch
-IMAGES = 10000  # of which a pass consists
+RESULTS = os.path.join(ROOT, "results")
+WIDTH = 7.0     # inches: 700 pixels at 100 dots per inch
+IMAGES = 10000  # in a pass
 BLUE, ORANGE, *_, SKY = report.COLOURS
 
 
 def record(*path):
-    """A record under results/."""
+    """Read a record under results/."""
     with open(os.path.join(RESULTS, *path), encoding="utf-8") as file:
         return json.load(file)
 
 
-@functools.lru_cache(None)  # so that the files are read once
+@functools.lru_cache(None)  # the files are read once
 def rows():
-    """The rows of the ablation.
+    """Read the rows of the ablation.
 
     Returns: {row: its records, one for each seed}
-    Raises OSError if they aren't all there.
+    Raises OSError if the ablation isn't finished.
     """
     if not record("ablation", "run.json")["finished"]:
         raise OSError("results/ablation isn't complete: run "
                       "benchmarks/ablation.py")
-    found = {}
+    seeds = {}
     for path in sorted(glob.glob(os.path.join(
             RESULTS, "ablation", "*-[0-9].json"))):
         seed = record("ablation", os.path.basename(path))
-        found.setdefault(seed["row"], []).append(seed)
-    return found
+        seeds.setdefault(seed["row"], []).append(seed)
+    return seeds
 
 
 def accuracies(seeds):
-    """The held-out accuracies of a row's seeds, in %."""
+    """Return the validation accuracies of a row's seeds, in %."""
     return [100 * seed["val_accuracy"] for seed in seeds]
 
 
 @functools.lru_cache(None)
-def speeds():
-    """Keras's predict through the whole base, in images per second.
+def throughputs():
+    """Return the throughput of Keras's predict through the whole base.
 
-    Returns: {process: the median of what was measured in it}
+    Returns: {process: median of its measurements, in images per second}
     """
-    found = {}
+    measurements = {}
     for seeds in rows().values():
         for seed in seeds:
             for part in (seed["frozen_pass"], *seed["history"]):
-                found.setdefault(part["process"], set()).add(
+                measurements.setdefault(part["process"], set()).add(
                     part["predict_images_per_second"])
-    return {process: statistics.median(measured)
-            for process, measured in found.items()}
+    return {process: statistics.median(values)
+            for process, values in measurements.items()}
 
 
 def cost(seeds):
-    """What a row needs in passes, the mean of its seeds."""
+    """Return the cost of a row in passes, the mean of its seeds."""
     def images(seed):
-        """How many images predict does in the same time."""
+        """Return how many images predict does in the same time."""
         once = seed["frozen_pass"]
         return (once["seconds"] * seed["share_of_pass"]
-                * speeds()[once["process"]]
-                + sum(epoch["training_seconds"] * speeds()[epoch["process"]]
+                * throughputs()[once["process"]]
+                + sum(epoch["training_seconds"]
+                      * throughputs()[epoch["process"]]
                       for epoch in seed["history"]))
 
     return statistics.mean(map(images, seeds)) / IMAGES
 
 
 def history(seeds):
-    """The accuracies by epoch of a row, the mean of its seeds."""
+    """Return a row's accuracies by epoch, the mean of its seeds."""
     return [{key: statistics.mean(epoch[key] for epoch in epochs)
              for key in ("accuracy", "val_accuracy")}
             for epochs in zip(*(seed["history"] for seed in seeds))]
 
 
 def digest(data):
-    """The SHA-256 of what a picture shows."""
+    """Return the SHA-256 of the data that a plot shows."""
     return hashlib.sha256(json.dumps(
         data, sort_keys=True).encode()).hexdigest()
 
@@ -105,13 +107,13 @@ DEPTHS = ("cut after block 2", "cut after block 5", "upper half",
           "linear head, mirrored")
 LOW = 80                # accuracies below are drawn in the lower panel, in %
 LINES = ("depth of the cut", "size of the images", "epochs")
-# Of labels in the first picture that would lie on others: where, in points
-PLACES = {"cut after block 12": (-7, 3), "cut after block 15": (-7, 3),
-          "cut after block 2": (-4, -14), "6 epochs": (4, -14),
-          "size 160": (2, 7), "upper half, not mirrored": (-7, 3),
-          "stored as float32": (2, 14),
-          "random weights, lower half frozen": (6, 2)}
-# The rows of a picture's series, with what is written at each point.
+# Offsets, in points, of labels in the first plot that would cover others
+OFFSETS = {"cut after block 12": (-7, 3), "cut after block 15": (-7, 3),
+           "cut after block 2": (-4, -14), "6 epochs": (4, -14),
+           "size 160": (2, 7), "upper half, not mirrored": (-7, 3),
+           "stored as float32": (2, 14),
+           "random weights, lower half frozen": (6, 2)}
+# The rows of each series, with the label of each point
 SERIES = {
     "all frozen, a new head trained": {
         "linear head": "linear", "hidden layer": "hidden layer",
@@ -139,8 +141,8 @@ SERIES = {
 
 
 def cost_data():
-    """Cost, accuracy and its deviation over the seeds (None if it's one)."""
-    everything = [seed for seeds in rows().values() for seed in seeds]
+    """Return cost, accuracy and its deviation (None for a single seed)."""
+    records = [seed for seeds in rows().values() for seed in seeds]
     ways = record("cifar10", "frozen_once.json")["ways"]
     predict, fit = (ways[way]["images_per_second"] for way in (
         "predict, whole base", "fit, upper half trained, from images"))
@@ -149,38 +151,38 @@ def cost_data():
                 cost(seeds), statistics.mean(accuracies(seeds)),
                 statistics.stdev(accuracies(seeds)) if len(seeds) > 1
                 else None] for name, seeds in rows().items()},
-            "speed": statistics.median(speeds().values()),
-            "machine": report.processors(everything)}
+            "speed": statistics.median(throughputs().values()),
+            "machine": report.processors(records)}
 
 
-def draw_point(panel, x, y, deviation, mark, colour):
-    """A row: with a bar of its deviation, or hollow if it's one seed."""
-    panel.errorbar(x, y, deviation, fmt=mark, color=colour, markersize=6,
+def draw_point(panel, x, y, deviation, marker, colour):
+    """Draw a row with a bar for its deviation; hollow for a single seed."""
+    panel.errorbar(x, y, deviation, fmt=marker, color=colour, markersize=6,
                    markerfacecolor=colour if deviation else "white",
                    elinewidth=1)
 
 
 def draw_cost(data):
-    """Accuracy against cost, all rows; those that fail in a panel below."""
+    """Draw accuracy against cost; rows that fail are in a lower panel."""
     figure = Figure((WIDTH, 6.6), layout="constrained")
     high, low = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1.3])
     points = data["points"]
-    for (series, names), colour, mark in zip(
+    for (series, names), colour, marker in zip(
             SERIES.items(), report.COLOURS, "osD^vP"):
-        high.plot([], [], mark, color=colour, label=series)
+        high.plot([], [], marker, color=colour, label=series)
         if series in LINES:
             high.plot(*zip(*(points[name][:2] for name in names)),
                       color=colour, linewidth=0.8)
-        for name, words in names.items():
+        for name, label in names.items():
             x, y, deviation = points[name]
             panel = high if y > LOW else low
-            draw_point(panel, x, y, deviation, mark, colour)
-            place = PLACES.get(name, (6, -9))
+            draw_point(panel, x, y, deviation, marker, colour)
+            offset = OFFSETS.get(name, (6, -9))
             panel.annotate(
-                words, (x, y), textcoords="offset points", xytext=place,
-                ha="left" if place[0] > 0 else "right", fontsize=8)
+                label, (x, y), textcoords="offset points", xytext=offset,
+                ha="left" if offset[0] > 0 else "right", fontsize=8)
     x, y, _ = points["upper half"]
-    # Nothing but the cost of these epochs is measured: the star's accuracy
+    # Only the cost of these epochs is measured; the accuracy is the star's.
     high.plot([x, data["anew"]], [y, y], "x:", color="black", markersize=6)
     high.annotate("images anew in each epoch", (data["anew"], y),
                   textcoords="offset points", xytext=(6, -9), fontsize=8)
@@ -206,40 +208,40 @@ def draw_cost(data):
 
 
 def pixels(image):
-    """An image from the text that answers.py made of it."""
+    """Decode an image from the text that answers.py made of it."""
     return np.frombuffer(base64.b64decode(image["pixels"]),
                          "uint8").reshape(32, 32, 3)
 
 
 def show(panel, image, title, colour="black"):
-    """An image, scaled up, with what is to be said of it."""
+    """Show an image, scaled up, under its title."""
     panel.imshow(pixels(image), interpolation="bilinear")
     panel.set_title(title, fontsize=9, color=colour)
     panel.axis("off")
 
 
 def examples_data():
-    """Some images, right and wrong, and what cifar10.h5 says of them."""
-    found = record("cifar10", "answers.json")
-    return {key: found[key] for key in ("classes", "right", "wrong")}
+    """Return images with cifar10.h5's predictions, right and wrong."""
+    predictions = record("cifar10", "answers.json")
+    return {key: predictions[key] for key in ("classes", "right", "wrong")}
 
 
 def draw_examples(data):
-    """What the network sees: 32 pixels, scaled up."""
+    """Draw the images as the network sees them: 32 pixels, scaled up."""
     figure = Figure((WIDTH, 6.2), layout="constrained")
     panels = figure.subplots(4, 5).ravel()
     for panel, image in zip(panels, data["right"] + data["wrong"]):
-        truth, answer = (data["classes"][image[key]]
-                         for key in ("truth", "answer"))
-        sure = f"{answer}, {100 * image['probability']:.0f} %"
-        if truth == answer:
-            show(panel, image, sure)
+        truth, predicted = (data["classes"][image[key]]
+                            for key in ("truth", "answer"))
+        title = f"{predicted}, {100 * image['probability']:.0f} %"
+        if truth == predicted:
+            show(panel, image, title)
         else:
-            show(panel, image, f"{sure}\ntrue: {truth}", ORANGE)
+            show(panel, image, f"{title}\ntrue: {truth}", ORANGE)
     return figure
 
 
-# What is written above a panel of learning curves, and the row
+# {title of a panel of learning curves: row}
 CURVES = {
     "linear head": "linear head",
     "hidden layer, mirrored": "hidden layer, mirrored",
@@ -253,12 +255,12 @@ BATCHNORM = {
 
 
 def curves_data(names):
-    """Accuracy by epoch of some rows."""
+    """Return the accuracies by epoch of some rows."""
     return {title: history(rows()[name]) for title, name in names.items()}
 
 
 def draw_curves(data):
-    """Training and held-out accuracy, epoch by epoch."""
+    """Draw training and validation accuracy, epoch by epoch."""
     figure = Figure((WIDTH, 5.2), layout="constrained")
     panels = figure.subplots(2, 2, sharey=True).ravel()
     for panel, (title, epochs) in zip(panels, data.items()):
@@ -269,7 +271,7 @@ def draw_curves(data):
 
 
 def depth_data():
-    """Accuracy and cost by depth of the cut."""
+    """Return accuracy and cost by depth of the cut."""
     return [{"frozen": rows()[name][0]["frozen_convolutions"],
              "seeds": len(rows()[name]), "passes": cost(rows()[name]),
              "accuracy": statistics.mean(accuracies(rows()[name]))}
@@ -277,7 +279,7 @@ def depth_data():
 
 
 def draw_depth(data):
-    """Accuracy above, cost below, by the number of frozen convolutions."""
+    """Draw accuracy and cost by the number of frozen convolutions."""
     figure = Figure((WIDTH, 4.4), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     for panel, key, label, colour in zip(
@@ -302,13 +304,14 @@ def draw_depth(data):
 
 
 def confusion_data():
-    """The confusion matrix of the test images, and the worst pairs."""
-    found = record("cifar10", "answers.json")
-    return {key: found[key] for key in ("classes", "confusion", "pairs")}
+    """Return the confusion matrix of the test images, and the worst pairs."""
+    predictions = record("cifar10", "answers.json")
+    return {key: predictions[key]
+            for key in ("classes", "confusion", "pairs")}
 
 
 def draw_confusion(data):
-    """Which class is taken for which, and images of the worst pairs."""
+    """Draw which class is taken for which, and images of the worst pairs."""
     figure = Figure((WIDTH, 11), layout="constrained")
     above, *below = figure.subfigures(
         1 + len(data["pairs"]), 1,
@@ -324,16 +327,16 @@ def draw_confusion(data):
 
 
 def speed_data():
-    """Images per second of each way, side by side."""
-    found = record("cifar10", "frozen_once.json")
+    """Return the images per second of each way."""
+    benchmark = record("cifar10", "frozen_once.json")
     return {"ways": {name: way["images_per_second"]
-                     for name, way in found["ways"].items()},
-            "size": found["size"],
-            "machine": report.processors([found])}
+                     for name, way in benchmark["ways"].items()},
+            "size": benchmark["size"],
+            "machine": report.processors([benchmark])}
 
 
 def draw_speed(data):
-    """A bar for each way."""
+    """Draw a bar for each way."""
     figure = Figure((WIDTH, 2.8), layout="constrained")
     panel = figure.subplots()
     names = list(data["ways"])
@@ -360,12 +363,12 @@ FIGURES = {
 
 
 def main():
-    """Draw all of them."""
+    """Draw all plots."""
     try:
-        for name, (data, draw) in FIGURES.items():
-            found = data()
-            report.write_picture(draw(found), os.path.join(HERE, name),
-                                 **{"data-sha256": digest(found)})
+        for name, (collect, draw) in FIGURES.items():
+            data = collect()
+            report.write_plot(draw(data), os.path.join(HERE, name),
+                              **{"data-sha256": digest(data)})
             print(name)
     except OSError as error:
         sys.exit(str(error))

@@ -3,11 +3,12 @@
 
     paper/publish.py
 
-Medium and LinkedIn take headings, lists, pictures and preformatted text from
-a page that is open in a browser, but no tables, and no links into a folder:
-tables become preformatted text, such links the words alone. Pictures have to
-be uploaded by hand: the page names the file at each place, in their order.
+Medium and LinkedIn accept headings, lists, images and preformatted text from
+a page that is open in a browser, but no tables and no links into a folder. So
+tables become preformatted text, and such links become plain words. Images
+have to be uploaded by hand: the page names the file at each place, in order.
 """
+import itertools
 import os
 import re
 import sys
@@ -16,11 +17,16 @@ import markdown
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
-import runs  # noqa: E402
+runs = __import__("runs")
+
+
+def without_comments(text):
+    """Remove the comments that name the numbers and tables for fill_in.py."""
+    return re.sub(r"^<!--.*?-->\n|<!--.*?-->", "", text, flags=re.M)
 
 
 def plain_table(lines):
-    """A Markdown table's lines as text in columns."""
+    """Turn a Markdown table's lines into text in columns."""
     rows = [[cell.strip(" *") for cell in line.strip().strip("|").split("|")]
             for line in lines if not re.match(r"\|[ :|-]+\|$", line)]
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -29,39 +35,33 @@ def plain_table(lines):
 
 
 def without_tables(text):
-    """Markdown with its tables as preformatted text."""
-    found = re.compile(r"(?:^\|.*\|\n)+", re.M)
-    return found.sub(lambda table: "\n```\n" + plain_table(
-        table[0].splitlines()) + "\n```\n", text)
+    """Turn the tables of a Markdown text into preformatted text."""
+    return re.sub(r"(?:^\|.*\|\n)+", lambda table: "\n```\n" + plain_table(
+        table[0].splitlines()) + "\n```\n", text, flags=re.M)
 
 
 def without_local_links(text):
-    """Markdown whose links into the repository are words alone."""
+    """Turn links into the repository into their words."""
     return re.sub(r"(?<!!)\[([^]]+)\]\((?!https?:)[^)]*\)", r"\1", text)
 
 
-def name_pictures(html):
-    """HTML that names the file at each picture, in their order."""
-    count = 0
-
-    def named(picture):
-        """A picture and its file's name."""
-        nonlocal count
-        count += 1
-        name = re.search('src="([^"]*)"', picture[0])[1]
-        return f"{picture[0]}<br>(picture {count}: {name})"
-
-    return re.sub(r"<img [^>]*>", named, html)
+def name_images(html):
+    """Name the file at each image, numbered in order."""
+    numbers = itertools.count(1)
+    return re.sub(
+        r'<img [^>]*src="([^"]*)"[^>]*>', lambda image:
+        f"{image[0]}<br>(image {next(numbers)}: {image[1]})", html)
 
 
 def page(text):
-    """The paper's Markdown as a page."""
+    """Turn the paper's Markdown into a page."""
     title = text.splitlines()[0].lstrip("# ")
-    body = markdown.markdown(without_local_links(without_tables(text)),
-                             extensions=["fenced_code"])
+    body = markdown.markdown(
+        without_local_links(without_tables(without_comments(text))),
+        extensions=["fenced_code"])
     return ("<!DOCTYPE html>\n<html lang=\"en\"><meta charset=\"utf-8\">\n"
             f"<title>{title}</title>\n<body style=\"max-width: 700px\">\n"
-            f"{name_pictures(body)}\n</body></html>\n")
+            f"{name_images(body)}\n</body></html>\n")
 
 
 def main():

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Lab 8's task, a test a demand, on four_classes_transfer.py.
 
-On folders that these tests draw; with REAL_DATA=1 on the animals that
-FOUR_CLASSES names as well, and on ImageNet's weights.
+On images that these tests draw; with REAL_DATA=1 also on the images that
+FOUR_CLASSES names, and with ImageNet's weights.
 """
 import glob
+import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -13,52 +15,37 @@ import pytest
 from PIL import Image
 from tensorflow import keras as K
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(HERE)
-sys.path[:0] = [ROOT, HERE]
-import four_classes_transfer as four_classes  # noqa: E402
-import pictures  # noqa: E402
-import report  # noqa: E402
-import transfer_model  # noqa: E402
-from test_exercise_0 import kill, real_data  # noqa: E402
-from test_exercise_cifar100 import lively  # noqa: E402
-from test_exercise_desserts import (  # noqa: E402
-    WITHOUT_WEIGHTS, command, read, run as run_script)
-from test_pictures import save, write, write_zip  # noqa: E402
+import four_classes_transfer as four_classes
+import networks
+import pictures
+from helpers import (
+    ROOT, Script, he_initialize, real_data, run, script, thin_out,
+    usage_error)
 
 CLASSES = ["cats", "dogs", "horses", "humans"]
-OFFLINE = WITHOUT_WEIGHTS + (
-    "import four_classes_transfer\n"
-    "four_classes_transfer.EPOCHS = {'extraction': 4, 'fine-tuning': 2}\n"
-    "four_classes_transfer.main()")
 
 
-def run(folder, *arguments, code=OFFLINE):
-    """Run the script as a process in a folder."""
-    return run_script("four_classes_transfer.py", folder, *arguments,
-                      code=code)
-
-
-@pytest.fixture(scope="module")
-def files():
-    """Twenty pictures of each class, {path: bytes}; two of them twice."""
+def draw(folder, counts, size=(48, 40)):
+    """Draw images of noise, with a tint for each class."""
     rng = np.random.default_rng(0)
-    found = {}
-    for number, name in enumerate(CLASSES):
-        for i in range(20):
-            x = rng.integers(0, 120, (48, 40 + i, 3))
+    for number, (name, count) in enumerate(counts.items()):
+        os.makedirs(folder / name)
+        for i in range(count):
+            x = rng.integers(0, 120, (*size, 3))
             x[:, :, number % 3] += 120 if number < 3 else 0
-            found[f"data/{name}/{i:02d}.jpg"] = save(
-                Image.fromarray(x.astype("uint8")), "PNG")
-    found["data/cats/99.jpg"] = found["data/cats/00.jpg"]
-    found["data/dogs/99.jpg"] = found["data/horses/05.jpg"]
-    return found
+            Image.fromarray(x.astype("uint8")).save(folder / name / f"{i}.png")
+    return folder
+
+
+def read(path):
+    """Return the content of a JSON file."""
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
 
 
 # The split
 
 def test_the_split_is_stratified_and_by_seed():
-    """Three parts, classes evenly in each; another seed, another split."""
     labels = np.repeat(np.arange(4), 100)
     parts = four_classes.split(labels, 0)
     assert sorted(np.concatenate(parts)) == list(range(400))
@@ -73,8 +60,7 @@ def test_the_split_is_stratified_and_by_seed():
 
 @pytest.mark.parametrize("counts", [
     (5, 5), (5,) * 20, (100, 5), (7, 6, 50), (100, 5, 5, 5)])
-def test_few_pictures_are_split_as_well(counts):
-    """A handful of pictures in each of many classes is enough."""
+def test_a_few_images_of_each_class_are_enough(counts):
     labels = np.repeat(np.arange(len(counts)), counts)
     for seed in range(20):
         parts = four_classes.split(labels, seed)
@@ -83,203 +69,307 @@ def test_few_pictures_are_split_as_well(counts):
             assert set(labels[part]) == set(labels)
 
 
-def test_too_few_pictures_get_one_message(tmp_path):
-    """Too few pictures get one message."""
-    data = write(tmp_path / "in", {"cats/1.png": 1, "dogs/1.png": 2})
-    done = run(tmp_path, data)
-    assert done.returncode == 1
-    assert "A class of 1 can't be split" in done.stderr
-    assert "expected at least 5 in each" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 # "implement both Feature Extractor and Fine-Tuning methods on data.zip"
 
-ARGUMENTS = ("--size", 48, "--splits", 2)
+ARGUMENTS = ("data.zip", "--size", 48, "--splits")
 
 
 @pytest.fixture(scope="module")
-def comparison(files, tmp_path_factory):
-    """A run on data.zip that was killed while it fine-tuned."""
+def comparison(tmp_path_factory):
+    """Run it on data.zip: killed in fine-tuning, and undisturbed."""
     folder = tmp_path_factory.mktemp("four")
-    write_zip(folder / "data.zip", files)
-    kill(command("four_classes_transfer.py", "data.zip", *ARGUMENTS,
-                 code=OFFLINE), folder, lambda printed: glob.glob(
-                     str(folder / "runs/*/split-0-fine-tuning.npz")))
-    done = run(folder, "data.zip", *ARGUMENTS)
+    data = draw(folder / "data", dict(zip(CLASSES, (10, 9, 11, 10))))
+    for copy, original in (("cats/99", "cats/0"), ("dogs/99", "horses/5")):
+        os.link(data / f"{original}.png", data / f"{copy}.png")
+    shutil.make_archive(data, "zip", folder, "data")
+    arguments = ("tests/small_base.py", folder, "four_classes_transfer",
+                 *ARGUMENTS)
+    other = Script(*arguments, 1, "--out", "undisturbed")
+    out = folder / "runs" / "four_classes_transfer"
+    Script(*arguments, 2).kill(
+        lambda printed: os.path.exists(out / "split-0-fine-tuning.npz"))
+    done, undisturbed = script(*arguments, 2), other.wait()
     assert done.returncode == 0, done.stderr
-    return folder / "runs" / "four_classes_transfer", done.stdout
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    return out, done.stdout
 
 
-def test_equal_pictures_are_named(comparison, files):
-    """Equal pictures are found and named, and left out but one."""
-    out, output = comparison
-    assert "data/cats/99.jpg: the same picture as data/cats/00.jpg" in output
-    assert "horses/05.jpg: the same picture as data/dogs/99.jpg" in output
+def records(out, number):
+    """Return the records of both styles on a split."""
+    return [read(out / f"split-{number}-{style}.json")
+            for style in four_classes.TITLES]
+
+
+def assert_same_run(out, undisturbed):
+    """The first split of two runs is the same, to the bit."""
+    for ours, theirs in zip(records(out, 0), records(undisturbed, 0)):
+        for epoch in ours["history"] + theirs["history"]:
+            epoch.pop("seconds")
+        assert ours["history"] == theirs["history"]
+        assert ours["evaluation"] == theirs["evaluation"]
+        for mine, other in zip(*(
+                K.models.load_model(folder / ours["model"]).get_weights()
+                for folder in (out, undisturbed))):
+            np.testing.assert_array_equal(mine, other)
+    assert not list(out.glob("*.npz"))
+
+
+def test_duplicates_are_named_and_left_out(comparison):
+    out, printed = comparison
+    assert "data/cats/99.png: a duplicate of data/cats/0.png" in printed
+    assert "horses/5.png: a duplicate of data/dogs/99.png" in printed
     for number in range(2):
-        record = read(out / f"split-{number}-extraction.json")
-        assert sum(record["pictures"]) == 80
+        for record in records(out, number):
+            assert record["pictures"] == [24, 8, 8]
 
 
-def test_a_killed_run_goes_on(comparison):
-    """A killed run goes on, and the base sees the pictures once."""
-    out, output = comparison
-    assert "Going on with the run" in output
-    assert "Going on after epoch 4 of 4" in output
-    assert "Frozen part" not in output
-    assert not glob.glob(str(out / "*.npz"))
-    assert "outputs may be deleted now" in output
+def test_a_killed_run_ends_as_an_undisturbed_one(comparison):
+    out, printed = comparison
+    assert "Continuing the run" in printed
+    assert "Split 1 of 2: extraction\nContinuing after epoch 3\n" in printed
+    assert "Split 1 of 2: fine-tuning\nContinuing after epoch " in printed
+    assert "Frozen part" not in printed  # the base sees the images once
+    assert_same_run(out, out.parent.parent / "undisturbed")
+
+
+def test_the_stored_outputs_stay_until_the_user_deletes_them(comparison):
+    out, printed = comparison
+    assert printed.endswith(
+        "The stored outputs in runs/four_classes_transfer/outputs may be "
+        "deleted now.\n")
     assert glob.glob(str(out / "outputs" / "*" / "*.npy"))
 
 
-def test_both_styles_are_asked_for_the_same_pictures(comparison):
-    """Both styles are asked for the same test pictures, in each split."""
+def test_both_styles_are_tested_on_the_same_images(comparison):
     out, _ = comparison
     tests = []
     for number in range(2):
-        both = [read(out / f"split-{number}-{style}.json")
-                for style in ("extraction", "fine-tuning")]
+        both = records(out, number)
         paths = [[row[1] for row in record["evaluation"]["answers"]]
                  for record in both]
-        assert paths[0] == paths[1] and len(set(paths[0])) == 12
-        assert len(both[0]["history"]) == 4 and len(both[1]["history"]) == 2
+        assert paths[0] == paths[1] and len(set(paths[0])) == 8
+        assert [record["title"] for record in both] == [
+            "feature extraction", "fine-tuning"]
+        assert [record["split"] for record in both] == [number] * 2
         tests.append(set(paths[0]))
     assert tests[0] != tests[1]
 
 
-@pytest.mark.parametrize("style", ["extraction", "fine-tuning"])
-def test_the_saved_model_gives_the_recorded_answers(comparison, style):
-    """The saved model takes pictures and gives the recorded answers."""
+@pytest.mark.parametrize("number, style", enumerate(four_classes.TITLES))
+def test_the_saved_model_gives_the_recorded_predictions(
+        comparison, number, style):
     out, _ = comparison
-    model = K.models.load_model(str(out / f"split-0-{style}.keras"))
+    model = K.models.load_model(out / f"split-0-{style}.keras")
     copy = pictures.Copy(str(out / "pictures"))
     assert copy.classes == CLASSES
-    record = read(out / f"split-0-{style}.json")
-    for path, source, truth, answer, p in record["evaluation"]["answers"]:
-        with Image.open(out / "pictures" / path) as picture:
-            x = np.asarray(picture.resize((48, 48), Image.BILINEAR))
-        P = model.predict_on_batch(x[None].astype("float32"))[0]
+    rows = records(out, 0)[number]["evaluation"]["answers"]
+    images = []
+    for path, source, truth, _, _ in rows:
         assert source.split("/")[-2] == CLASSES[truth]
-        assert P[answer] == pytest.approx(p, abs=0.1)
+        with Image.open(out / "pictures" / path) as image:
+            images.append(image.resize((48, 48), Image.BILINEAR))
+    P = model.predict_on_batch(np.array(images, "float32"))
+    np.testing.assert_allclose(
+        [p[row[3]] for p, row in zip(P, rows)], [row[4] for row in rows],
+        atol=0.02)
+    assert np.mean(P.argmax(axis=1) == [row[3] for row in rows]) > 0.8
 
 
-def test_feature_extraction_trains_the_classifier_alone():
-    """Extraction trains the classifier; fine-tuning the last layers, too."""
-    model = lively(transfer_model.create_transfer_model(
-        (48, 48, 3), 4, weights=None, model=K.applications.MobileNetV2))
-    transfer_model.warm_up(model)
-    parts = {style: K.Model(cut, model.output) for style, cut in
-             four_classes.cuts(model, "MobileNetV2").items()}
-    assert parts["extraction"].input_shape == (None, 1280)
-    assert len(parts["extraction"].trainable_weights) == 2
-    rng = np.random.default_rng(0)
-    Y = np.eye(4, dtype="float32")[np.arange(16) % 4]
-
-    def changed(part):
-        """Which of the model's layers some training changes."""
-        old = {layer.name: layer.get_weights() for layer in model.layers}
-        part.compile("sgd", "categorical_crossentropy")
-        part.fit(rng.uniform(0, 1, (16,) + part.input_shape[1:]), Y,
-                 verbose=0)
-        return {layer.name for layer in model.layers if any(
-            not np.array_equal(a, b) for a, b in zip(
-                old[layer.name], layer.get_weights()))}
-
-    assert changed(parts["extraction"]) == {"head"}
-    transfer_model.unfreeze(model, "MobileNetV2")
-    found = changed(parts["fine-tuning"])
-    assert {"head", "block_14_expand", "block_16_project", "Conv_1"} <= found
-    assert not any(name.endswith(("_BN", "_bn")) for name in found)
-    assert not any(name.startswith("block_13") for name in found)
+def train_plainly(part, stored, Y, views, learning_rate):
+    """Train three epochs as the lab's script should, with plain Keras."""
+    steps = views.shape[1]  # few images: a batch is one image
+    part.compile(
+        K.optimizers.AdamW(K.optimizers.schedules.CosineDecay(
+            learning_rate, 3 * steps), weight_decay=0.01),
+        K.losses.CategoricalCrossentropy(label_smoothing=0.1))
+    for epoch in range(3):
+        for row in networks.transfer.epoch_rows(views, epoch, 0):
+            part.train_on_batch(stored[row:row + 1], Y[row:row + 1])
 
 
-def test_fine_tuning_goes_on_from_feature_extraction(comparison):
-    """Of the saved models, the last layers differ, not those below."""
-    before, after = (K.models.load_model(str(
-        comparison[0] / f"split-0-{style}.keras"))
-        for style in ("extraction", "fine-tuning"))
-    differ = [layer.name for layer in before.layers if any(
+def test_both_styles_are_keras_s_own_training(comparison):
+    out, _ = comparison
+    features, inputs = (np.load(path) for path in sorted(
+        glob.glob(str(out / "outputs" / "*" / "*.npy"))))
+    copy = pictures.Copy(str(out / "pictures"))
+    labels = copy.labels(copy.source)
+    train, _, _ = four_classes.split(labels, 0)
+    views = np.stack([train, train + 40])  # and the mirror images
+    Y = np.eye(4)[np.tile(labels, 2)]
+    extraction, fine_tuning = (
+        K.models.load_model(out / f"split-0-{style}.keras")
+        for style in four_classes.TITLES)
+    classifier = K.Sequential([
+        K.Input((16,)), K.layers.Dense(4, "softmax",
+                                       kernel_initializer="zeros")])
+    train_plainly(classifier, features, Y, views, 1e-3)
+    model = K.models.clone_model(extraction)
+    model.set_weights(extraction.get_weights())
+    for layer in model.layers:
+        layer.trainable = layer.name in ("block_14_expand", "Conv_1", "head")
+    train_plainly(K.Model(model.get_layer("block_14_expand").input,
+                          model.output), inputs, Y, views, 1e-4)
+    for plain, saved in ((classifier.get_weights(),
+                          extraction.get_layer("head").get_weights()),
+                         (model.get_weights(), fine_tuning.get_weights())):
+        for expected, ours in zip(plain, saved):
+            np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
+
+
+def changed(model, train):
+    """Return the names of the layers that a training changes."""
+    before = {layer.name: layer.get_weights() for layer in model.layers}
+    train()
+    return [layer.name for layer in model.layers if any(
         not np.array_equal(old, new) for old, new in zip(
-            layer.get_weights(), after.get_layer(layer.name).get_weights()))]
-    assert differ[0] == "block_14_expand"
-    assert {"block_16_project", "Conv_1", "head"} <= set(differ)
+            before[layer.name], layer.get_weights()))]
 
 
-# "Both side by side"
+def test_which_layers_are_trained():
+    """Extraction: the classifier alone; fine-tuning: the last layers, too."""
+    model = he_initialize(networks.build_with_head(
+        "MobileNetV2", (48, 48, 3), 4, weights=None))
+    networks.freeze_base(model)
+    cuts = four_classes.cuts(model, "MobileNetV2")
+    assert cuts["extraction"].shape == (None, 1280)
+    X = np.random.default_rng(0).uniform(0, 255, (4, 48, 48, 3))
+    whole = model(X, training=False)
+    trained = {}
+    for style, cut in cuts.items():
+        below, part = K.Model(model.input, cut), K.Model(cut, model.output)
+        stored = below(X, training=False)
+        np.testing.assert_allclose(
+            part(stored, training=False), whole, atol=1e-4)
+        if style == "fine-tuning":
+            networks.unfreeze_last_block(model, "MobileNetV2")
+        part.compile("sgd", "categorical_crossentropy", run_eagerly=True)
+        trained[style] = changed(
+            model, lambda: part.train_on_batch(stored, np.eye(4)))
+        whole = model(X, training=False)
+    assert trained["extraction"] == ["head"]
+    assert trained["fine-tuning"][0] == "block_14_expand"
+    assert {"block_14_depthwise", "block_16_project", "Conv_1", "head"} < set(
+        trained["fine-tuning"])
+    assert not any(name.lower().endswith("bn")
+                   for name in trained["fine-tuning"])
+
+
+def test_fine_tuning_continues_from_feature_extraction(comparison):
+    out, _ = comparison
+    model, tuned = (K.models.load_model(out / f"split-0-{style}.keras")
+                    for style in four_classes.TITLES)
+    assert changed(model, lambda: model.set_weights(
+        tuned.get_weights())) == ["block_14_expand", "Conv_1", "head"]
+
+
+# Both side by side
 
 def test_the_table_has_mean_and_standard_deviation(comparison):
-    """Mean and standard deviation over the splits, and the interval."""
-    out, output = comparison
+    out, printed = comparison
     rows = {row[0]: row[1:] for row in read(out / "table.json")["rows"]}
     assert rows[""] == ["feature extraction", "fine-tuning"]
-    for column, style in enumerate(("extraction", "fine-tuning")):
-        found = [100 * read(out / f"split-{number}-{style}.json")[
-            "evaluation"]["accuracy"] for number in range(2)]
+    for column in range(2):
+        shares = [100 * records(out, number)[column]["evaluation"]["accuracy"]
+                  for number in range(2)]
         assert rows["test accuracy, mean ± standard deviation"][column] == (
-            f"{np.mean(found):.2f} % ± {np.std(found, ddof=1):.2f}")
+            f"{np.mean(shares):.2f} % ± {np.std(shares, ddof=1):.2f}")
         assert rows["splits"][column] == "2"
-        assert rows["test accuracy of the first split (95 % interval)"][
-            column].startswith(f"{found[0]:.1f} % (")
-    assert output.count("precision    recall  f1-score") == 2
+        assert rows["test accuracy on the first split (95 % interval)"][
+            column].startswith(f"{shares[0]:.1f} % (")
+    assert printed.count("precision    recall  f1-score") == 2
     for name in CLASSES:
-        assert f"{name} " in output
+        assert f"{name} " in printed
 
 
-def test_pictures_show_both(comparison):
-    """Curves and confusion matrices of both."""
+def test_plots_show_both(comparison):
     out, _ = comparison
     for name in ("curves", "confusion-feature-extraction",
                  "confusion-fine-tuning"):
-        picture = np.asarray(Image.open(out / f"{name}.png"))
-        assert 700 <= picture.shape[1] <= 900 and picture.std() > 10
+        plot = np.asarray(Image.open(out / f"{name}.png"))
+        assert 700 <= plot.shape[1] <= 900 and plot.std() > 10
 
 
-def test_predict_says_what_is_on_a_picture(comparison, files, tmp_path):
-    """--predict needs only --out."""
+def test_predict_says_what_is_on_an_image(comparison):
     out, _ = comparison
-    (tmp_path / "mine.png").write_bytes(files["data/cats/03.jpg"])
-    done = run(tmp_path, "--out", out, "--predict", "mine.png", code=None)
+    mine = out.parent.parent / "data" / "cats" / "3.png"
+    done = script("four_classes_transfer.py", out.parent, "--out", out,
+                  "--predict", mine)
     assert done.returncode == 0, done.stderr
-    assert any(f"mine.png: {name}, " in done.stdout for name in CLASSES)
+    assert any(f"3.png: {name}, " in done.stdout for name in CLASSES)
 
 
-def test_a_finished_run_is_refused(comparison):
-    """A finished run is refused with 2, and named."""
-    out, _ = comparison
-    done = run(out.parent.parent, "data.zip", *ARGUMENTS)
-    assert done.returncode == 2 and "a finished run" in done.stderr
+# Mistakes
+
+@pytest.mark.parametrize("splits, words", [
+    (2, "a finished run"), (3, "a run with splits 2 instead of 3")])
+def test_what_must_stay_is_refused(comparison, splits, words):
+    done = script("tests/small_base.py", comparison[0].parent.parent,
+                  "four_classes_transfer", *ARGUMENTS, splits)
+    assert done.returncode == 2 and words in done.stderr
 
 
-def test_splits_that_are_split_already_are_named(files, tmp_path):
-    """A folder that is split already is for the other scripts."""
-    data = write(tmp_path / "in", {
-        "train/" + path: data for path, data in files.items()})
-    write(tmp_path / "in", {"test/a/1.png": 1})
-    done = run(tmp_path, data)
+def test_too_few_images_get_one_message(tmp_path):
+    draw(tmp_path / "in", {"cats": 9, "dogs": 4})
+    done = script("tests/small_base.py", tmp_path, "four_classes_transfer",
+                  "in")
+    assert done.returncode == 1
+    assert ("A class of 4 images can't be split: expected at least 5 in each"
+            ) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ([], "DATA is missing"), (["x", "--splits", 0], "--splits is 0"),
+    (["x", "--base", "VGG16"], "MobileNetV2"),
+    (["x", "--size", 31], "--size is 31, expected 32")])
+def test_a_usage_error_gets_one_message(
+        tmp_path, monkeypatch, capsys, arguments, words):
+    assert words in usage_error(
+        four_classes.main, monkeypatch, capsys, tmp_path, *arguments)
+
+
+def test_images_that_are_split_already_are_for_the_other_scripts(tmp_path):
+    for split in "train", "test":
+        draw(tmp_path / "in" / split, {"cats": 1, "dogs": 1})
+    done = run([sys.executable, os.path.join(
+        ROOT, "four_classes_transfer.py"), "in"], tmp_path)
     assert done.returncode == 1 and "simple_cnn.py" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == ["in"]
 
 
-def test_the_figures_in_the_readme_are_the_recorded_ones():
-    """The figures in the README are the recorded ones."""
-    found = report.read(os.path.join(ROOT, "results", "four_classes"))
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        assert report.markdown(report.table([
-            [record for record in found if record["title"] == title]
-            for title in four_classes.TITLES.values()],
-            report.FOUR_CLASSES_ROWS)) in file.read()
-    assert len(found) == 20  # both styles on ten splits
+# On real images
 
+needs_images = pytest.mark.skipif(
+    "FOUR_CLASSES" not in os.environ,
+    reason="needs a zip of four classes: FOUR_CLASSES=path")
 
-# On real pictures
 
 @real_data
-@pytest.mark.skipif("FOUR_CLASSES" not in os.environ,
-                    reason="needs a zip of four classes: FOUR_CLASSES=path")
-def test_real_animals(tmp_path):
-    """The real animals: both styles do better than 90 %."""
-    done = run(tmp_path, os.path.abspath(os.environ["FOUR_CLASSES"]),
-               "--size", 128, code=None)
+@needs_images
+def test_real_images(tmp_path):
+    done = script("four_classes_transfer.py", tmp_path,
+                  os.path.abspath(os.environ["FOUR_CLASSES"]), "--size", 128)
     assert done.returncode == 0, done.stderr
-    found = report.read(str(tmp_path / "runs" / "four_classes_transfer"))
-    assert [record["evaluation"]["accuracy"] > 0.9
-            for record in found] == [True, True]
+    for record in records(tmp_path / "runs" / "four_classes_transfer", 0):
+        assert record["classes"] == CLASSES
+        assert record["evaluation"]["accuracy"] > 0.9  # chance: 0.25
+
+
+@real_data
+@needs_images
+def test_killed_anywhere_it_ends_as_undisturbed(tmp_path):
+    thin_out(os.environ["FOUR_CLASSES"], tmp_path / "few.zip", 5)
+    arguments = ("four_classes_transfer.py", tmp_path, "few.zip", "--size",
+                 64, "--out")
+    undisturbed = script(*arguments, "undisturbed")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    out = tmp_path / "killed"
+    for moment in (lambda printed: (out / "pictures.part").exists(),
+                   lambda printed: "Frozen part" in printed,
+                   lambda printed: (out / "split-0-extraction.npz").exists(),
+                   lambda printed: (out / "split-0-fine-tuning.npz").exists()):
+        Script(*arguments, out.name).kill(moment)
+    done = script(*arguments, out.name)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(out, tmp_path / "undisturbed")

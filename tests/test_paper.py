@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""The paper: its pictures, numbers and links agree with the records.
+"""README and paper: their numbers, plots and links agree with the records.
 
-The numbers are computed anew here from the JSON files. Each number of the
-abstract, of a table and of a caption has to be one of them: what remains of
-the text when they are taken away has no digits, but for names.
+The numbers are written by paper/fill_in.py. The most important ones are
+computed a second time here, straight from the JSON files.
 """
-import base64
 import glob
 import html
 import json
+import math
 import os
 import re
 import shutil
@@ -18,113 +17,327 @@ import numpy as np
 import pytest
 from PIL import Image
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(HERE)
+import figures
+import fill_in
+import publish
+import report
+from helpers import ROOT, run
+
 PAPER = os.path.join(ROOT, "paper")
-RESULTS = os.path.join(ROOT, "results")
-sys.path[:0] = [ROOT, HERE, PAPER, os.path.join(ROOT, "benchmarks")]
-import ablation  # noqa: E402
-import answers  # noqa: E402
-import figures  # noqa: E402
-import publish  # noqa: E402
-import report  # noqa: E402
-from figures import record as recorded, rows  # noqa: E402
-from test_exercise_0 import real_data, run  # noqa: E402
+TEXTS = "README.md", "paper/README.md"
 
 
 def read(*path):
-    """A text file of the repository."""
+    """Read a text file of the repository."""
     with open(os.path.join(ROOT, *path), encoding="utf-8") as file:
         return file.read()
 
 
+def load(*path):
+    """Read a record under results/."""
+    return json.loads(read("results", *path))
+
+
+def row(name):
+    """Read a row of the ablation, a record for each seed."""
+    return [json.loads(read(path)) for path in sorted(glob.glob(
+        f"{ROOT}/results/ablation/{fill_in.slug(name)}-[0-9].json"))]
+
+
 # Records
 
-def test_the_records_are_those_of_the_rows():
-    """All rows and seeds, made with what the script says today."""
-    assert recorded("ablation", "run.json")["finished"]
-    found = rows()
-    assert set(found) == set(ablation.ROWS)
-    for name, row in ablation.ROWS.items():
-        assert [seed["seed"] for seed in found[name]] == list(
-            range(row.seeds))
-        for seed in found[name]:
-            for key, value in row._asdict().items():
-                assert seed[key] == value, (name, key)
-            assert len(seed["history"]) == row.epochs
+def test_the_records_are_those_of_today_s_scripts():
+    import ablation  # loads TensorFlow
+    transfer = ablation.transfer
+    made = load("ablation", "run.json")
+    assert made["finished"] and made["arguments"] == json.loads(json.dumps({
+        "images": ablation.IMAGES, "held out": ablation.VALIDATION_IMAGES,
+        **{name: list(each) for name, each in ablation.ROWS.items()}}))
+    assert set(figures.rows()) == set(ablation.ROWS)
+    for name, each in ablation.ROWS.items():
+        assert [seed["seed"] for seed in row(name)] == list(range(each.seeds))
+        for seed in row(name):
+            assert {key: seed[key] for key in each._fields} == each._asdict()
+            assert len(seed["history"]) == each.epochs
+    for i in range(3):
+        seed = load("cifar10", f"seed-{i}.json")
+        for key in ("CUT", "BATCH", "LEARNING_RATE", "WEIGHT_DECAY",
+                    "LABEL_SMOOTHING", "DROPOUT", "MOMENTUM"):
+            assert seed["recipe"][key] == getattr(transfer, key)
+        assert (seed["arguments"]["size"], seed["arguments"]["epochs"],
+                seed["arguments"]["seed"]) == (
+                    transfer.SIZE, transfer.EPOCHS, i)
 
 
-def mean(values):
-    """The mean, as numpy has it."""
-    return np.mean(list(values))
+# Figures, computed a second time
+
+def accuracies(name, key="val_accuracy"):
+    """Return a row's accuracies after the last epoch, in %."""
+    return 100 * np.array([seed["history"][-1][key] for seed in row(name)])
 
 
-def held_out_mean(name):
-    """The mean held-out accuracy of a row's last epoch, in %."""
-    return 100 * mean(seed["history"][-1]["val_accuracy"]
-                      for seed in rows()[name])
-
-
-def speeds():
-    """{process: the median speed of predict in it}"""
-    found = {(part["process"], part["predict_images_per_second"])
-             for seeds in rows().values() for seed in seeds
-             for part in [seed["frozen_pass"]] + seed["history"]}
-    return {process: np.median([speed for other, speed in found
-                                if other == process])
-            for process, _ in found}
+def throughputs():
+    """Return {process: the median throughput of predict in it}."""
+    parts = [part for name in figures.rows() for seed in row(name)
+             for part in [seed["frozen_pass"], *seed["history"]]]
+    return {process: np.median(list({
+        part["predict_images_per_second"] for part in parts
+        if part["process"] == process}))
+        for process in {part["process"] for part in parts}}
 
 
 def passes(name):
-    """What a row costs, in passes, from seconds and speeds.
+    """Return the cost of a row, in passes.
 
     Of the 25,000 images that went through, 5,000 were held out; if they
     weren't mirrored, 10,000 others went through twice.
     """
-    speed = speeds()
-    return mean(
+    per_second = throughputs()
+    return np.mean([
         seed["frozen_pass"]["seconds"] * (0.8 if seed["mirror"] else 0.4)
-        * speed[seed["frozen_pass"]["process"]] / 10000
-        + sum(epoch["training_seconds"] * speed[epoch["process"]]
+        * per_second[seed["frozen_pass"]["process"]] / 10000
+        + sum(epoch["training_seconds"] * per_second[epoch["process"]]
               for epoch in seed["history"]) / 10000
-        for seed in rows()[name])
+        for seed in row(name)])
 
 
-# Pictures
+def seconds(way):
+    """Return the time of a way for an image, in passes."""
+    ways = load("cifar10", "frozen_once.json")["ways"]
+    return (ways["predict, whole base"]["images_per_second"]
+            / ways[way]["images_per_second"])
+
+
+def right(*paths):
+    """Return an array: whether each image of these records is right."""
+    return np.array([truth == predicted for path in paths for _, _, truth,
+                     predicted, _ in sorted(
+                         load(path)["evaluation"]["answers"],
+                         key=lambda answer: answer[1])])
+
+
+def mcnemar(ours, theirs):
+    """Return the exact p of McNemar's test."""
+    wins, losses = (ours & ~theirs).sum(), (theirs & ~ours).sum()
+    n = int(wins + losses)
+    return min(1, 2 * sum(math.comb(n, k) for k in range(
+        min(wins, losses) + 1)) / 2 ** n)
+
+
+def headlines():
+    """Compute the most important figures; returns {key: value}."""
+    seeds = [load("cifar10", f"seed-{i}.json") for i in range(3)]
+    final = np.array([100 * seed["test_accuracy"] for seed in seeds])
+    p, z, n = final.min() / 100, 1.959964, 10000
+    wilson = (p + z * z / 2 / n - z * math.sqrt(
+        p * (1 - p) / n + z * z / 4 / n / n)) / (1 + z * z / n)
+    first, second, _ = (seed["seconds"] for seed in seeds)
+    upper, head = (accuracies(name).mean()
+                   for name in ("upper half", "linear head, mirrored"))
+    ours = (2 * seconds("our frozen pass")
+            + 4 * seconds("an epoch of our training"))
+    fixed, partial, dense = (
+        load("cifar100", f"{name}.json") for name in (
+            "MobileNetV2-fixed", "MobileNetV2-partial",
+            "DenseNet121-partial"))
+    shares = np.array([partial["test_top1"], fixed["test_top1"]])
+    larger, sgd, simple = (right(f"desserts/{name}.json") for name in (
+        "larger/MobileNetV2-adam", "transfer_model/DenseNet121-sgd",
+        "transfer_model/simple"))
+    tuning, extraction = (right(*(
+        f"four_classes/split-{i}-{style}.json" for i in range(10)))
+        for style in ("fine-tuning", "extraction"))
+    return {
+        "cifar10": final.mean(), "cifar10:deviation": final.std(ddof=1),
+        "cifar10:interval-low": 100 * wilson,
+        "cifar10:most-minutes": (second["all"] - second["frozen part"]
+                                 + first["frozen part"]) / 60,
+        "cifar10:mistakes": 10000 - np.trace(
+            load("cifar10", "answers.json")["confusion"]),
+        "accuracy:upper-half": upper,
+        "gain:upper-half/linear-head-mirrored": upper - head,
+        "removed:upper-half/linear-head-mirrored":
+            100 * (upper - head) / (100 - head),
+        "times:size-160/size-96": passes("size 160") / passes("size 96"),
+        "seconds:pass": 10000 / np.median(list(throughputs().values())),
+        "passes:ours": ours, "passes:fit/ours":
+            4 * seconds("fit, upper half trained, from images") / ours,
+        "top1:DenseNet121-partial": 100 * dense["test_top1"],
+        "minutes:DenseNet121-partial": (
+            dense["frozen_pass"]["seconds"] + dense["seconds_before"] + sum(
+                epoch["seconds"] for epoch in dense["history"])) / 60,
+        "z:MobileNetV2": np.diff(-shares)[0] / math.sqrt(
+            (shares * (1 - shares)).sum() / 10000),
+        "holdout:MobileNetV2-adam-224": 100 * larger.mean(),
+        "wins:DenseNet121-sgd-128": (sgd & ~simple).sum(),
+        "p:DenseNet121-sgd-128": mcnemar(sgd, simple),
+        "four-classes:fine-tuning": 100 * tuning.mean(),
+        "four-classes:p": mcnemar(tuning, extraction),
+        "memory:ablation": max(
+            seed["machine"]["peak_memory_bytes"] for name in figures.rows()
+            for seed in row(name)) / 2 ** 30}
+
+
+def test_the_most_important_figures_are_right():
+    text = "".join(map(read, TEXTS))
+    for key, value in headlines().items():
+        shown = re.findall(rf"([\d.]+(?:e-\d+)?)\s?%?<!--{key}-->", text)
+        assert shown, key
+        for number in shown:
+            decimals = len(number.partition(".")[2])
+            assert number in (f"{value:.{decimals}f}", f"{value:.2g}"), key
+
+
+@pytest.mark.parametrize("name", fill_in.ABLATION)
+def test_a_table_of_the_ablation_is_what_was_measured(name):
+    block = read("paper", "README.md").split(f"<!--table {name}-->\n")[1]
+    header, _, *rows = [line.strip("| ").split(" | ") for line in
+                        block[:block.index("<!--end")].splitlines()]
+    assert [cells[0] for cells in rows] == list(fill_in.ABLATION[name][1])
+    for cells, each in zip(rows, fill_in.ABLATION[name][1].values()):
+        shown = dict(zip(header, cells))
+        assert shown.pop("seeds") == str(len(row(each)))
+        assert shown.pop("cost, passes") == f"{passes(each):.1f}"
+        for column, key in (("held-out accuracy", "val_accuracy"),
+                            ("training accuracy", "accuracy")):
+            values = accuracies(each, key)
+            words = f"{values.mean():.1f} %" + (
+                f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+            assert shown.get(column, words) == words
+
+
+def test_every_row_is_in_a_table():
+    assert set(figures.rows()) == {
+        each for _, rows in fill_in.ABLATION.values()
+        for each in rows.values()}
+
+
+def test_the_machine_is_named():
+    records = sum(figures.rows().values(), [])
+    assert report.processors(records) in read("paper", "README.md")
+
+
+# Numbers in the text
+
+@pytest.mark.parametrize("path", TEXTS)
+def test_the_text_is_filled_in(path):
+    assert fill_in.fill_in(read(path)) == read(path), "run: make paper"
+
+
+def test_abstract_and_results_have_no_percentage_of_their_own():
+    text = read("paper", "README.md")
+    for first, last in (("## Abstract", "## Introduction"),
+                        ("## Results", "### Beside others")):
+        part = text[text.index(first):text.index(last)]
+        part = re.sub(r"<!--table.*?<!--end-->", "", part, flags=re.S)
+        assert not re.findall(r"\d\s%(?!<!--)", part)
+
+
+def test_a_key_has_one_number():
+    keys = [key for part in fill_in.NUMBERS for key in part()]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("text", [
+    "95 %<!--cifar11-->", "about<!--cifar10-->", "<!--cifar10-->",
+    "<!-- a note -->", "<!--table cifar11-->\n<!--end-->",
+    "<!--table seeds-->\n| seed |\n",
+    "<!--table seeds-->\n1<!--cifar10-->\n<!--end-->", "1<!--end-->"])
+def test_a_comment_that_names_nothing_is_an_error(text):
+    with pytest.raises(ValueError, match="line 3: "):
+        fill_in.fill_in(f"95.2 %<!--cifar10-->\n\n{text}")
+
+
+@pytest.mark.parametrize("before, after", [
+    ("-1,000.5\n%<!--a--> ± 2<!--b/c-->, v2<!--b/c-->",
+     "95.17\n%<!--a--> ± 21<!--b/c-->, v21<!--b/c-->"),
+    ("(-0.3<!--d-->) p = 1e-05<!--e-->. 1 %<!--d-->",
+     "(-2.7<!--d-->) p = 7.6e-09<!--e-->. -2.7 %<!--d-->"),
+    ("<!--table t-->\n<!--end-->\nx",
+     "<!--table t-->\n| x |\n| --- |\n| 1 |\n<!--end-->\nx")])
+def test_numbers_and_tables_are_filled_in(before, after, monkeypatch):
+    monkeypatch.setattr(fill_in, "NUMBERS", [
+        lambda: {"a": "95.17", "b/c": "21"},
+        lambda: {"d": "-2.7", "e": "7.6e-09"}])
+    monkeypatch.setattr(fill_in, "tables", lambda: {"t": [["x"], ["1"]]})
+    assert fill_in.fill_in(before) == fill_in.fill_in(after) == after
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """Copy all that make paper needs."""
+    shutil.copytree(os.path.join(ROOT, "results"), tmp_path / "results",
+                    ignore=shutil.ignore_patterns("*.png"))
+    shutil.copytree(PAPER, tmp_path / "paper", ignore=shutil.ignore_patterns(
+        "*.png", "*.html", "__pycache__"))
+    for name in ("README.md", "report.py", "runs.py"):
+        shutil.copy(os.path.join(ROOT, name), tmp_path)
+    return tmp_path
+
+
+def test_other_records_change_their_numbers_and_nothing_else(copy):
+    for i in range(3):
+        path = copy / "results" / "cifar10" / f"seed-{i}.json"
+        path.write_text(json.dumps(dict(
+            json.loads(path.read_text()), test_accuracy=0.9 + i / 100)))
+    command = [sys.executable, copy / "paper" / "fill_in.py"]
+    done = run(command, copy / "results")  # from any folder
+    assert done.returncode == 0, done.stderr
+    texts = [(copy / path).read_text(encoding="utf-8") for path in TEXTS]
+    for path, text in zip(TEXTS, texts):
+        assert "91.00 %<!--cifar10--> ± 1.00<!--cifar10:deviation-->" in text
+        assert re.sub(r"[\d.]+", "0", text) == re.sub(
+            r"[\d.]+", "0", read(path))
+    assert "| 2 | 92.00 % |" in texts[1]
+    assert run(command, copy).returncode == 0
+    assert texts == [(copy / path).read_text(encoding="utf-8")
+                     for path in TEXTS]
+    (copy / "README.md").write_text("1<!--typo-->")
+    done = run(command, copy)
+    assert done.returncode == 1
+    assert "README.md: line 1: " in done.stderr and "typo" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (copy / "README.md").read_text() == "1<!--typo-->"
+
+
+# Plots
 
 @pytest.mark.parametrize("name", figures.FIGURES)
-def test_a_picture_carries_the_digest_of_its_data(name):
-    """The data is what is recorded now; the picture is 700 pixels wide."""
-    data, _ = figures.FIGURES[name]
-    with Image.open(os.path.join(PAPER, name)) as picture:
-        assert picture.text["data-sha256"] == figures.digest(data()), (
+def test_a_plot_carries_the_digest_of_its_data(name):
+    collect, _ = figures.FIGURES[name]
+    with Image.open(os.path.join(PAPER, name)) as plot:
+        assert plot.text["data-sha256"] == figures.digest(collect()), (
             "run: make paper")
-        assert picture.width == 700
+        assert plot.width == 700
+
+
+def test_the_digest_is_the_sha256_of_the_data_as_json():
+    assert figures.digest({"b": 1, "a": [2.5]}) == (
+        "e29416a8e9008a7c9d3ad5a27ece0434abb04d45df100b745b30285ce8538c04")
 
 
 def lines(panel):
-    """What a panel's lines show, as lists of points."""
+    """Return the points of a panel's lines."""
     return [line.get_xydata().tolist() for line in panel.lines]
 
 
-def test_the_top_picture_shows_all_rows():
-    """A point for each, at its cost and accuracy."""
+def test_the_first_plot_shows_all_rows():
     data = figures.cost_data()
     high, low = figures.draw_cost(data).axes[:2]
-    for name in rows():
-        x, y = passes(name), held_out_mean(name)
+    for name in figures.rows():
+        x, y = passes(name), accuracies(name).mean()
         assert data["points"][name][:2] == pytest.approx([x, y])
-        if len(rows()[name]) > 1:
-            assert data["points"][name][2] == pytest.approx(100 * np.std(
-                [seed["val_accuracy"] for seed in rows()[name]], ddof=1))
+        if len(row(name)) > 1:
+            assert data["points"][name][2] == pytest.approx(
+                accuracies(name).std(ddof=1))
         panel = low if y < 80 else high
         assert any(point == pytest.approx([x, y])
                    for line in lines(panel) for point in line), name
         assert panel.get_xlim()[0] < x < panel.get_xlim()[1]
         assert panel.get_ylim()[0] < y < panel.get_ylim()[1]
-    anew = from_images("fit, upper half trained, from images", 3)
-    assert any(line[-1] == pytest.approx([anew, held_out_mean("upper half")])
-               for line in lines(high) if line)
+    anew = [3 * seconds("fit, upper half trained, from images"),
+            accuracies("upper half").mean()]
+    assert any(line[-1] == pytest.approx(anew) for line in lines(high) if line)
 
 
 @pytest.mark.parametrize("name, titles", [
@@ -138,530 +351,111 @@ def test_the_top_picture_shows_all_rows():
         "BatchNorm frozen, learning rate 0.001": "BatchNorm frozen",
         "BatchNorm frozen, learning rate 0.0002":
             "BatchNorm frozen, rate 2e-4"})])
-def test_curves_are_the_histories(name, titles):
-    """Both accuracies by epoch, the mean of the seeds."""
-    data, draw = figures.FIGURES[name]
-    panels = draw(data()).axes
+def test_curves_are_the_mean_accuracies_by_epoch(name, titles):
+    collect, draw = figures.FIGURES[name]
+    panels = draw(collect()).axes
     assert [panel.get_title() for panel in panels] == list(titles)
-    for panel, row in zip(panels, titles.values()):
+    for panel, each in zip(panels, titles.values()):
         for line, key in zip(lines(panel), ("accuracy", "val_accuracy")):
             np.testing.assert_allclose(line, [
-                (i + 1, 100 * mean(seed["history"][i][key]
-                                   for seed in rows()[row]))
-                for i in range(len(rows()[row][0]["history"]))])
+                (i + 1, 100 * np.mean([epoch[key] for epoch in epochs]))
+                for i, epochs in enumerate(zip(*(
+                    seed["history"] for seed in row(each))))])
 
 
 def test_depth_is_the_rows_by_their_cut():
-    """Accuracy above, cost below."""
     panels = figures.draw_depth(figures.depth_data()).axes
     names = ("cut after block 2", "cut after block 5", "upper half",
              "cut after block 12", "cut after block 15",
              "linear head, mirrored")
-    for panel, value in zip(panels, (held_out_mean, passes)):
-        line = lines(panel)[0]
-        np.testing.assert_allclose(line, [
+    for panel, value in zip(panels, (
+            lambda name: accuracies(name).mean(), passes)):
+        np.testing.assert_allclose(lines(panel)[0], [
             (frozen, value(name))
             for frozen, name in zip((9, 18, 27, 39, 48, 52), names)])
 
 
-def test_bars_are_the_speeds():
-    """A bar for each way."""
+def test_bars_are_the_images_per_second():
     panel, = figures.draw_speed(figures.speed_data()).axes
-    ways = recorded("cifar10", "frozen_once.json")["ways"]
+    ways = load("cifar10", "frozen_once.json")["ways"]
     assert [bar.get_width() for bar in panel.patches] == [
         way["images_per_second"] for way in ways.values()]
     assert [label.get_text() for label in panel.get_yticklabels()] == list(
         ways)
 
 
-def test_other_data_has_another_digest():
-    """The SHA-256 is that of the data as JSON."""
-    assert figures.digest({"b": 1, "a": [2.5]}) == (
-        "e29416a8e9008a7c9d3ad5a27ece0434abb04d45df100b745b30285ce8538c04")
-
-
-def test_the_pictures_are_drawn_from_the_records(tmp_path):
-    """paper/figures.py as a process, in a copy: as large as those here."""
-    for name in ("ablation", "cifar10"):
-        shutil.copytree(os.path.join(RESULTS, name),
-                        tmp_path / "results" / name)
-    for name in ("report.py", "runs.py"):
-        shutil.copy(os.path.join(ROOT, name), tmp_path)
-    os.mkdir(tmp_path / "paper")
-    shutil.copy(figures.__file__, tmp_path / "paper")
-    done = run([sys.executable, tmp_path / "paper" / "figures.py"], tmp_path)
+def test_the_plots_are_drawn_from_the_records(copy):
+    done = run([sys.executable, copy / "paper" / "figures.py"], copy)
     assert done.returncode == 0, done.stderr
     for name in figures.FIGURES:
-        with Image.open(tmp_path / "paper" / name) as drawn, Image.open(
+        with Image.open(copy / "paper" / name) as drawn, Image.open(
                 os.path.join(PAPER, name)) as kept:
             assert drawn.text["data-sha256"] == kept.text["data-sha256"]
             assert drawn.size == kept.size
 
 
-# Tables, from the records
-
-def percent(values):
-    """Mean and deviation in %; one value alone has none."""
-    values = 100 * np.array(values)
-    return f"{values.mean():.1f} %" + (
-        f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
-
-
-def held_out(name):
-    """The held-out accuracy of a row."""
-    return percent([seed["val_accuracy"] for seed in rows()[name]])
-
-
-def training(name):
-    """The training accuracy of a row in its last epoch."""
-    return percent([seed["history"][-1]["accuracy"]
-                    for seed in rows()[name]])
-
-
-def cost(name):
-    """What a row costs, in words."""
-    return f"{passes(name):.1f}"
-
-
-def gain(name, other):
-    """By how many points a row is better than another."""
-    return f"{held_out_mean(name) - held_out_mean(other):.1f}"
-
-
-def speed(way):
-    """Images per second, as the benchmark measured."""
-    return recorded("cifar10", "frozen_once.json")[
-        "ways"][way]["images_per_second"]
-
-
-def markdown(head, lines):
-    """A table, as whole lines."""
-    return report.markdown([head, *lines]) + "\n"
-
-
-COLUMNS = {"held-out accuracy": held_out, "training accuracy": training,
-           "cost, passes": cost}
-TABLES = [
-    ("what is trained", ("held-out accuracy", "cost, passes"), {
-        "a linear head": "linear head",
-        "a linear head, mirror images as well": "linear head, mirrored",
-        "a head with a hidden layer": "hidden layer",
-        "a hidden layer, mirror images as well": "hidden layer, mirrored",
-        "the upper half and a linear head": "upper half, not mirrored",
-        "the upper half, mirror images as well": "upper half"}),
-    ("BatchNorm above the cut", (
-        "training accuracy", "held-out accuracy", "cost, passes"), {
-        "trained, momentum 0.9": "upper half",
-        "trained, momentum 0.999": "BatchNorm momentum 0.999",
-        "frozen, learning rate 0.001": "BatchNorm frozen",
-        "frozen, learning rate 0.0002": "BatchNorm frozen, rate 2e-4"}),
-    ("the upper half, but", ("held-out accuracy", "cost, passes"), {
-        "nothing else (128 pixels, block 8, 3 epochs)": "upper half",
-        "96 pixels": "size 96", "160 pixels": "size 160",
-        "cut after block 2": "cut after block 2",
-        "cut after block 5": "cut after block 5",
-        "cut after block 12": "cut after block 12",
-        "cut after block 15": "cut after block 15",
-        "1 epoch": "1 epoch", "2 epochs": "2 epochs",
-        "6 epochs": "6 epochs"}),
-    ("control", ("held-out accuracy", "cost, passes"), {
-        "the upper half, as above": "upper half",
-        "frozen outputs stored as 32-bit floats": "stored as float32",
-        "random weights, lower half frozen":
-            "random weights, lower half frozen",
-        "random weights, all trained, 1 epoch":
-            "random weights, all trained, 1 epoch"}),
-]
-
-
-def ablation_table(first, columns, names):
-    """A table of rows of the ablation."""
-    return markdown((first, "seeds", *columns), [
-        (words, str(len(rows()[name])), *(
-            COLUMNS[column](name) for column in columns))
-        for words, name in names.items()])
-
-
-@pytest.mark.parametrize("first, columns, names", TABLES)
-def test_a_table_of_the_paper_is_what_is_recorded(first, columns, names):
-    """Each cell, computed anew."""
-    assert ablation_table(first, columns, names) in read(
-        "paper", "README.md")
-
-
-def test_every_row_is_in_a_table():
-    """All that was tried is told."""
-    assert set(rows()) == {name for _, _, names in TABLES
-                           for name in names.values()}
-
-
-def final_runs():
-    """The records of the final network, one for each seed."""
-    return [recorded("cifar10", f"seed-{seed}.json") for seed in range(3)]
-
-
-def final_accuracy():
-    """Mean and deviation of its test accuracies, in words."""
-    accuracies = [100 * made["test_accuracy"] for made in final_runs()]
-    return (f"{np.mean(accuracies):.2f} % ± "
-            f"{np.std(accuracies, ddof=1):.2f}")
-
-
-def slower():
-    """How many times as long as the first the others' epochs took."""
-    first, *others = (made["seconds"]["training"] for made in final_runs())
-    return " and ".join(f"{part / first:.1f}" for part in sorted(others))
-
-
-def final_table():
-    """The final network, with each seed."""
-    return markdown(("seed", "test accuracy", "test loss"), [
-        (str(made["arguments"]["seed"]),
-         f"{100 * made['test_accuracy']:.2f} %", f"{made['test_loss']:.3f}")
-        for made in final_runs()])
-
-
-def trials_table():
-    """What was tried before, on held-out images."""
-    words = {"plain": "as it is",
-             "crop": "random 8×8 crops of the 10×10 stored outputs",
-             "mix": "a rectangle of another image mixed into half of the "
-                    "batches",
-             "rate": "learning rate 0.0005 instead of 0.001"}
-    runs = []
-    for path in glob.glob(os.path.join(RESULTS, "cifar10", "trials",
-                                       "*.json")):
-        name = os.path.basename(path)
-        runs.append((name.split("-")[0], recorded("cifar10", "trials", name)))
-    assert len(runs) == 6
-    runs.sort(key=lambda run: (run[1]["training_images"],
-                               list(words).index(run[0])))
-    return markdown(("images", "epochs", "what", "held-out accuracy"), [
-        (f"{run['training_images']:,}", str(len(run["history"])), words[name],
-         f"{100 * run['history'][-1]['val_accuracy']:.2f} %")
-        for name, run in runs])
-
-
-def speed_table():
-    """What the benchmark measured."""
-    ways = recorded("cifar10", "frozen_once.json")["ways"]
-    return markdown(("way", "images/s", "peak memory, GiB"), [
-        (name, f"{way['images_per_second']:.0f}",
-         f"{way['peak_memory_bytes'] / 2 ** 30:.2f}")
-        for name, way in ways.items()])
-
-
-@pytest.mark.parametrize("table", [final_table, trials_table, speed_table])
-def test_the_other_tables_are_what_is_recorded(table):
-    """Each cell, computed anew."""
-    assert table() in read("paper", "README.md")
-
-
-# The numbers between the tables
-
-def claims():
-    """What the paper says of the records, in its own words."""
-    seeds, final = final_runs(), final_accuracy()
-    minutes = f"{seeds[0]['seconds']['all'] / 60:.0f} minutes"
-    heads = ("linear head", "hidden layer", "linear head, mirrored",
-             "hidden layer, mirrored")
-    least, *_, most = sorted(heads, key=held_out)
-    costs = sorted(map(passes, heads))
-    lagging = sorted(seed["val_accuracy"] for seed in rows()[
-        "BatchNorm momentum 0.999"])
-    trainings = [sum(epoch["training_seconds"] for epoch in seed["history"])
-                 for name in ("upper half", "BatchNorm momentum 0.999",
-                              "upper half, not mirrored")
-                 for seed in rows()[name]]
-    counts = np.array(recorded("cifar10", "answers.json")["confusion"])
-    share = 100 * counts / counts.sum(axis=1, keepdims=True)
-    cat, dog = 3, 5
-    top = max(passes(name) for name in rows())
-    right = held_out_mean("upper half, not mirrored") / 100
-    base, larger = (recorded("cifar100", f"{name}-partial.json")
-                    for name in ("MobileNetV2", "DenseNet121"))
-    trials = {count: recorded("cifar10", "trials", f"plain-160{name}.json")[
-        "history"][-1]["val_accuracy"]
-        for count, name in ((10000, ""), (20000, "-20000"))}
-    longer = report.minutes(larger) / report.minutes(base)
-    ours = passes_of_ours()
-    closed = 1 - (100 - held_out_mean("upper half")) / (
-        100 - held_out_mean("linear head, mirrored"))
-    assert min(seeds, key=lambda run: run["seconds"]["training"]) is seeds[0]
-    return [
-        # Figure 1
-        f"{10000 / np.median(list(speeds().values())):.0f} seconds on this "
-        "machine",
-        # Abstract
-        f"gets {held_out(least)[:4]} to {held_out(most)[:6]} right",
-        f"for {costs[0]:.1f} to {costs[-1]:.1f} passes",
-        f"gets {held_out('upper half')} for {cost('upper half')} passes",
-        f"costs up to {top:.1f} and gained nothing",
-        f"ends at {held_out('BatchNorm momentum 0.999')}; frozen",
-        f"reaches {held_out('BatchNorm frozen, rate 2e-4')} with a fifth",
-        "Mirror images "
-        f"({gain('upper half', 'upper half, not mirrored')} points), twice "
-        f"the epochs ({gain('6 epochs', 'upper half')}) and larger images "
-        f"({gain('size 160', 'upper half')})",
-        "the same network gets "
-        f"{held_out('random weights, all trained, 1 epoch')[:4]} to "
-        f"{held_out('random weights, lower half frozen')} for the same",
-        f"the network gets {final} of the test images right, the first and "
-        f"quickest of three runs after {minutes}",
-        # Materials and methods
-        f"Nine trainings took {min(trainings):.0f} to {max(trainings):.0f} "
-        "seconds for",
-        f"{sum(len(found) == 3 for found in rows().values())} of the "
-        f"{len(rows())} variants",
-        f"of {100 * right:.0f} % has a standard error of "
-        f"{100 * np.sqrt(right * (1 - right) / 5000):.1f} points",
-        report.processors(rows()["upper half"]) + ", with TensorFlow "
-        "{tensorflow[0]}.{tensorflow[1]} and Keras {keras[0]}.{keras[1]}"
-        .format(**{key: rows()["upper half"][0]["machine"][key].split(".")
-                   for key in ("tensorflow", "keras")}),
-        # What is trained
-        f"on the frozen network gets {held_out('linear head')[:6]} right",
-        f"512 units adds {gain('hidden layer', 'linear head')} points",
-        f"Mirror images add {gain('linear head, mirrored', 'linear head')} "
-        f"and {gain('hidden layer, mirrored', 'hidden layer')} points, and",
-        "Training the upper half as well adds "
-        f"{gain('upper half', 'linear head, mirrored')} points",
-        "it costs "
-        f"{passes('upper half') / passes('linear head, mirrored'):.1f} times "
-        "as much",
-        "Mirror images add "
-        f"{gain('upper half', 'upper half, not mirrored')} points here",
-        f"ends at {training('upper half')[:6]} instead of "
-        f"{training('upper half, not mirrored')[:6]}: less",
-        "the second already brings it to "
-        + percent([mean(seed["history"][1]["val_accuracy"]
-                        for seed in rows()["upper half"])]) + ".",
-        f"training reaches {training('6 epochs')}, and the held-out images "
-        f"stay at {held_out('6 epochs')}",
-        # BatchNorm
-        "own mean, reports "
-        f"{training('BatchNorm momentum 0.999')[:6]}, while",
-        f"gets {100 * lagging[0]:.0f} to {100 * lagging[-1]:.0f} % of the "
-        "held-out images right",
-        f"it works: {gain('upper half', 'BatchNorm frozen, rate 2e-4')} "
-        "points below ours",
-        # Size, depth, epochs
-        f"the network gains {gain('upper half', 'size 96')} points, from 128 "
-        f"to 160 only {gain('size 160', 'upper half')}, for "
-        f"{passes('size 160') / passes('upper half'):.1f} times the cost",
-        "and was "
-        + min(gain("upper half", "cut after block 2"),
-              gain("upper half", "cut after block 5")) + " points worse",
-        f"The second gives {gain('2 epochs', '1 epoch')} points, the third "
-        f"{gain('upper half', '2 epochs')}, three more together "
-        f"{gain('6 epochs', 'upper half')}.",
-        f"the cut after block 12 gives {held_out('cut after block 12')} for "
-        f"{cost('cut after block 12')} passes, that after block 15 "
-        f"{held_out('cut after block 15')} for {cost('cut after block 15')}. "
-        "Smaller images give "
-        f"{held_out('size 96')} for {cost('size 96')}, a single epoch "
-        f"{held_out('1 epoch')} for {cost('1 epoch')}.",
-        # Controls
-        f"{held_out('random weights, all trained, 1 epoch')} in the one "
-        "epoch that it pays for, and "
-        f"{held_out('random weights, lower half frozen')} if",
-        # The final network
-        f"The mean is {final}.",
-        f"took {minutes} and {peak(seeds[:1]):.1f} GiB of memory",
-        f"took {slower()} times as long",
-        f"takes {10000 - np.trace(counts)} of the 10,000 test images for "
-        "something else",
-        f"taken for dogs in {share[cat, dog]:.0f} % of the cases, dogs for "
-        f"cats in {share[dog, cat]:.0f} %",
-        # What computing once saves
-        f"handles {speed('our frozen pass'):.0f} images a second where "
-        f"Keras's `predict` handles {speed('predict, frozen part'):.0f}",
-        f"our training {speed('an epoch of our training'):.0f} where `fit`, "
-        "which computes the frozen half anew, handles "
-        f"{speed('fit, upper half trained, from images'):.0f}",
-        f"cost {from_images('fit, base frozen, from images', 20):.1f} with",
-        "upper half cost "
-        f"{from_images('fit, upper half trained, from images', 4):.1f} "
-        f"from the images; from stored outputs {ours:.1f}, both",
-        "That is "
-        f"{from_images('fit, upper half trained, from images', 4) / ours:.1f}"
-        " times as fast",
-        # Beside others
-        f"**{final.split(' ±')[0]}** | **{minutes}, 2 cores**",
-        # Discussion
-        "a head of 12,810 numbers",
-        f"{gain('cut after block 15', 'linear head, mirrored')} points if "
-        "those after block 15 are trained, "
-        f"{gain('cut after block 12', 'linear head, mirrored')} after block "
-        f"12, {gain('upper half', 'linear head, mirrored')} after block 8.",
-        f"closes {100 * closed:.0f} % of the linear head's gap",
-        "DenseNet121 gets "
-        f"{100 * (larger['test_top1'] - base['test_top1']):.1f} points more "
-        f"than MobileNetV2, in {longer:.1f} times the minutes",
-        "only more training images were worth a point: "
-        f"{100 * (trials[20000] - trials[10000]):.1f} for twice as many",
-    ]
-
-
-def from_images(way, epochs):
-    """What epochs of Keras's fit cost, in passes over the same images."""
-    return epochs * speed("predict, whole base") / speed(way)
-
-
-def passes_of_ours():
-    """What both views' frozen pass and our four epochs cost, likewise."""
-    return (2 / speed("our frozen pass")
-            + 4 / speed("an epoch of our training")
-            ) * speed("predict, whole base")
-
-
-# What no run measures: names, and what was set
-SETTINGS = re.compile("|".join((
-    "CIFAR-10", "MobileNetV2", r"cifar10\.h5", r"\]\([^)]*\)",
-    r"Figures? \d( and \d)?", "32×32", "[15]0,000 images, and measured",
-    "accuracy on 5,000 held-out images", "training on 10,000\\. One",
-    "[15]0,000 training images", "from 10,000 images", "on 50,000 images",
-    "96 to 128 pixels", "at 160 pixels",
-    r"momentum of 0\.999", r"At 0\.9 they", "are 234 steps",
-    r"learning rate of 0\.0+1( \[\d+\])?",
-    "of the 52 convolution", r"0\.001, which is",
-    "(but|,) 20 (for|epochs)", "16(-bit| bits)", "than 32 changes",
-    "The 32-bit row", "with 50,000 images, 160 pixels and four",
-    "128 pixels, block 8", "one after block 8", "made for 32 pixels",
-    "than 95 %\\.")))
-
-
-def test_each_number_is_recorded():
-    """The abstract, captions and results say what the records say."""
-    text = " ".join(read("paper", "README.md").split())
-    for claim in claims():
-        assert claim in text
-
-
-def test_no_number_is_left_unchecked():
-    """Abstract, captions and results have no others."""
-    text = read("paper", "README.md")
-    results = text[text.index("## Results"):text.index("### Beside others")]
-    for table in [ablation_table(*table) for table in TABLES] + [
-            final_table()]:
-        results = results.replace(table, "")
-    captions = re.findall(r"^\*Figure.*?\*$", text, re.M | re.S)
-    assert len(captions) == len(figures.FIGURES)
-    abstract = text[text.index("## Abstract"):text.index("## Introduction")]
-    left = " ".join(" ".join([*captions, abstract, results]).split())
-    for claim in sorted(claims(), key=len, reverse=True):
-        left = left.replace(claim, "")
-    left = SETTINGS.sub("", left)
-    assert not re.findall(r".{0,20}\d.{0,20}", left)
-
-
-def test_what_was_set_is_what_the_paper_says():
-    """Images, size, epochs and all that the scripts set."""
-    text = " ".join(read("paper", "README.md").split())
-    transfer, row = ablation.transfer, ablation.UPPER
-    steps = row.epochs * (ablation.IMAGES // transfer.BATCH)
-    frozen, total = (rows()["upper half"][0][key] for key in (
-        "frozen_convolutions", "convolutions"))
-    for claim in (
-            f"we draw {ablation.IMAGES:,} to train on, evenly from the ten "
-            f"classes, and hold {ablation.HELD_OUT:,} others out",
-            f"from 32 to {row.size} pixels ({transfer.SIZE} in the final",
-            f"{total} convolution layers.", f"{frozen} convolutions lie",
-            f"below it and {total - frozen} above",
-            f"dropout of {transfer.DROPOUT}",
-            f"falls from {transfer.LEARNING_RATE} to 0",
-            f"weight decay {transfer.WEIGHT_DECAY}",
-            f"batches of {transfer.BATCH}",
-            f"label smoothing of {transfer.LABEL_SMOOTHING}",
-            f"a momentum of {transfer.MOMENTUM} where MobileNetV2 has 0.999",
-            f"on {ablation.SPEED_IMAGES:,} images, twice",
-            f"epochs are {steps} steps",
-            f"hidden layer of {ablation.ROWS['hidden layer'].hidden} units"):
-        assert claim in text
-    assert (row.epochs, transfer.EPOCHS, ablation.HEAD.epochs,
-            ablation.SPEED_TIMES) == (3, 4, 20, 2)  # which it says in words
-
-
-def test_the_readme_says_what_is_recorded():
-    """The first screen of the README, and what else isn't in a table."""
-    text = " ".join(read("README.md").split())
-    seeds, final = final_runs(), final_accuracy()
-    stored = max(sum(run["seconds"][part] for part in (
-        "images and weights", "frozen part")) for run in seeds[1:])
-    cifar100 = [recorded("cifar100", f"{base}-{style}.json")
-                for base in ("MobileNetV2", "DenseNet121")
-                for style in ("fixed", "partial")]
-    fine_tuned = [recorded("four_classes", f"split-{split}-fine-tuning.json")
-                  for split in range(10)]
-
-    def holdout(*path):
-        """A holdout accuracy, in %."""
-        record = recorded("desserts", *path)
-        return f"{100 * record['evaluation']['accuracy']:.1f} %"
-
-    for claim in (
-            f"| {final} |", f"| {100 * seeds[0]['test_accuracy']:.2f} % |",
-            f"| {seeds[0]['seconds']['all'] / 60:.0f} minutes on AMD EPYC, "
-            "2 cores, 24 GiB |",
-            f"the epochs cost {passes_of_ours():.1f} passes of Keras's",
-            f"begins to train after {stored:.0f} s",
-            f"test loss {seeds[0]['test_loss']:.4f}, test accuracy "
-            f"{seeds[0]['test_accuracy']:.4f}",
-            f"accuracy: {seeds[0]['test_accuracy']:.4f} - loss: "
-            f"{seeds[0]['test_loss']:.4f}",
-            f"(0-transfer.py) | {final.split(' ±')[0]} |",
-            "(cifar100_transfer.py) | "
-            f"{100 * max(run['test_top1'] for run in cifar100):.1f} % |",
-            f"| {holdout('simple_cnn', 'simple.json')}, "
-            f"{holdout('larger', 'MobileNetV2-adam.json')} |",
-            "(four_classes_transfer.py) | " + percent([
-                run["evaluation"]["accuracy"] for run in fine_tuned
-                ]).split(" ±")[0] + " |",
-            f"needs {peak(seeds):.1f} GiB at its peak, "
-            f"`cifar100_transfer.py` {peak(cifar100):.1f}, "
-            "`benchmarks/ablation.py` "
-            f"{peak(sum(rows().values(), [])):.1f}.",
-            "takes "
-            f"{passes('size 96') / passes('size 160'):.1f} of the time, for "
-            f"{gain('size 160', 'size 96')} points less",
-            "costs "
-            f"{gain('upper half', 'BatchNorm momentum 0.999')} points on new",
-            f"of the others took {slower()} times as long)"):
-        assert claim in text
-
-
-def peak(records):
-    """The most memory that one of these needed, in GiB."""
-    return max(record["machine"]["peak_memory_bytes"]
-               for record in records) / 2 ** 30
-
-
-# Links
+# README and links
 
 def headings(text):
-    """The names by which a text's headings are linked to."""
+    """Return the anchors of a text's headings."""
     return {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(
         " ", "-") for line in text.splitlines() if line.startswith("#")}
 
 
-@pytest.mark.parametrize("path", ["README.md", "paper/README.md"])
+@pytest.mark.parametrize("path", TEXTS)
 def test_links_resolve(path):
-    """Every link inside the repository leads somewhere."""
-    text = read(path)
-    links = re.findall(r"\]\(([^)]*)\)", text)
+    links = re.findall(r"\]\(([^)]*)\)", read(path))
     inside = [link for link in links if "://" not in link]
     assert inside
     for link in inside:
         target, _, heading = link.partition("#")
-        found = os.path.normpath(os.path.join(os.path.dirname(path), target)
-                                 ) if target else path
-        assert os.path.exists(os.path.join(ROOT, found)), link
+        file = os.path.normpath(os.path.join(
+            os.path.dirname(path), target)) if target else path
+        assert os.path.exists(os.path.join(ROOT, file)), link
         if heading:
-            assert heading in headings(read(found)), link
+            assert heading in headings(read(file)), link
 
 
-def test_all_pictures_are_in_the_paper_in_their_order():
-    """The pictures' numbers are their order; the first is at the top."""
+def test_readme_is_short():
+    text = re.sub("<!--.*?-->", "", read("README.md")).splitlines()
+    assert len(text) <= 190
+    assert all(len(line) <= 120 for line in text if line[:1] != "|")
+
+
+def test_readme_names_code_that_exists():
+    def defined(name, path):
+        """Say whether a Python file defines a name."""
+        return re.search(rf"^ *(def|class) {name}\b|^{name}\b.* = ",
+                         read(path), re.M)
+
+    text = read("README.md")
+    demands = text[text.index("| the exercise demands"):].split("\n\n")[0]
+    for name in re.findall(r"\| `(\w+)`", demands):
+        assert defined(name, "tests/test_exercise_0.py" if "test_" in name
+                       else "0-transfer.py"), name
+    for module, names in re.findall(r"`([a-z_]+)\.([\w.]+)`", text):
+        if names not in ("py", "h5") and (
+                os.path.exists(os.path.join(ROOT, f"{module}.py"))):
+            for name in names.split("."):
+                assert defined(name, f"{module}.py"), name
+    for script in re.findall(r"(?:^\$ |`)\./([\w/-]+\.py)", text, re.M):
+        assert os.access(os.path.join(ROOT, script), os.X_OK)
+
+
+def test_readme_has_the_options_of_0_transfer():
+    text = read("README.md")
+    section = text[text.index("## CIFAR-10\n"):text.index("## CIFAR-100\n")]
+    assert set(re.findall(r"`(--[\w-]+)", section)) == set(
+        re.findall(r'add\("(--[\w-]+)"', read("0-transfer.py")))
+
+
+def test_readme_has_the_old_names_of_the_desserts():
+    for name in ("ImageDataGenerator", "flow_from_directory",
+                 "fit_generator", "steps_per_epoch", "evaluate_generator"):
+        assert name in read("README.md")
+
+
+def test_all_plots_are_in_the_paper_in_order():
     text = read("paper", "README.md")
     shown = re.findall(r"!\[[^]]+\]\(([^)]*)\)", text)
     assert shown == list(figures.FIGURES)
@@ -671,7 +465,6 @@ def test_all_pictures_are_in_the_paper_in_their_order():
 
 
 def test_the_sections_are_those_of_the_exercise():
-    """The parts of a journal-style paper, in their order."""
     assert re.findall(r"^## (.*)", read("paper", "README.md"), re.M) == [
         "Abstract", "Introduction", "Materials and Methods", "Results",
         "Discussion", "Acknowledgments", "Literature Cited", "Appendices"]
@@ -680,14 +473,16 @@ def test_the_sections_are_those_of_the_exercise():
 # publish.html
 
 def words(page):
-    """The words of an HTML page, without its tags."""
+    """Return the words of an HTML page, without its tags."""
     return html.unescape(re.sub(r"<[^>]*>", " ", page)).split()
 
 
-def test_publish_html_is_the_paper_as_it_is_now():
-    """The page that is committed says what the paper says."""
-    made = publish.page(read("paper", "README.md"))
-    assert words(read("paper", "publish.html")) == words(made), (
+def test_publish_html_is_the_paper_of_today(copy):
+    done = run([sys.executable, copy / "paper" / "publish.py"], copy)
+    assert done.returncode == 0, done.stderr
+    made = (copy / "paper" / "publish.html").read_text(encoding="utf-8")
+    assert made == publish.page(read("paper", "README.md"))
+    assert words(made) == words(read("paper", "publish.html")), (
         "run: make paper")
 
 
@@ -695,12 +490,11 @@ def test_publish_html_is_the_paper_as_it_is_now():
     lambda: read("paper", "publish.html"),
     lambda: publish.page(read("paper", "README.md"))], ids=["kept", "made"])
 def test_publish_html_can_be_pasted(make):
-    """Pictures named in their order; no tables; no links into a folder."""
     page = make()
-    named = re.findall(r"\(picture (\d+): ([^)]*)\)", page)
+    named = re.findall(r"\(image (\d+): ([^)]*)\)", page)
     assert named == [(str(i + 1), name)
                      for i, name in enumerate(figures.FIGURES)]
-    assert not re.search(r"<table|\| ---|\*\*", page)
+    assert not re.search(r"<table|\| ---|\*\*|<!--|--&gt;", page)
     assert all(link.startswith("http")
                for link in re.findall(r'href="([^"]*)"', page))
     for heading in re.findall(r"^## (.*)", read("paper", "README.md"), re.M):
@@ -708,65 +502,7 @@ def test_publish_html_can_be_pasted(make):
 
 
 def test_a_table_becomes_preformatted_text():
-    """Columns below one another."""
-    assert publish.without_tables(
-        "a\n\n| x | long |\n| --- | --- |\n| **12 %** | 3 |\n\nb\n") == (
-        "a\n\n\n```\nx     long\n12 %  3\n```\n\nb\n")
-
-
-# What cifar10.h5 says of the test images
-
-def test_answers_are_collected():
-    """Accuracy, confusion, images; against a slow count."""
-    rng = np.random.default_rng(0)
-    X = rng.integers(0, 256, (400, 32, 32, 3)).astype("uint8")
-    truth = np.arange(400) % 10
-    P = rng.dirichlet(np.ones(10), 400) + np.eye(10)[truth] / 2
-    P /= P.sum(axis=1, keepdims=True)
-    found = answers.collect(X, truth, P)
-    answer = [max(range(10), key=lambda k: row[k]) for row in P]
-    assert found["accuracy"] == sum(
-        a == t for a, t in zip(answer, truth)) / 400
-    counts = [[sum(1 for a, t in zip(answer, truth) if (t, a) == (i, j))
-               for j in range(10)] for i in range(10)]
-    assert found["confusion"] == counts
-
-    def number(image):
-        """Which of the images it is, from its pixels."""
-        pixels = np.frombuffer(base64.b64decode(image["pixels"]), "uint8")
-        i, = np.flatnonzero((X.reshape(400, -1) == pixels).all(axis=1))
-        assert image["truth"] == truth[i] and image["answer"] == answer[i]
-        assert image["probability"] == pytest.approx(P[i].max())
-        return i
-
-    assert [truth[number(image)] for image in found["right"]] == list(
-        range(10))
-    assert all(image["truth"] == image["answer"] for image in found["right"])
-    wrong = sorted((i for i in range(400) if answer[i] != truth[i]),
-                   key=lambda i: -P[i].max())
-    assert [number(image) for image in found["wrong"]] == wrong[:10]
-    most = sorted((-counts[i][j] for i in range(10) for j in range(10)
-                   if i != j))[:3]
-    for pair, count in zip(found["pairs"], most):
-        i, j = pair[0]["truth"], pair[0]["answer"]
-        assert counts[i][j] == -count
-        assert [number(image) for image in pair] == [
-            k for k in wrong if (truth[k], answer[k]) == (i, j)][:6]
-
-
-@real_data
-def test_the_answers_are_those_of_cifar10_h5(tmp_path):
-    """paper/answers.py as a process: what is committed, but for rounding."""
-    out = tmp_path / "answers.json"
-    done = run([sys.executable, answers.__file__, "--out", out], tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
-    kept = recorded("cifar10", "answers.json")
-    np.testing.assert_allclose(found["accuracy"], kept["accuracy"],
-                               atol=2e-3)
-    np.testing.assert_allclose(found["confusion"], kept["confusion"],
-                               atol=5)
-    for image, before in zip(found["right"], kept["right"]):
-        assert image["pixels"] == before["pixels"]
-        assert image["probability"] == pytest.approx(
-            before["probability"], abs=1e-2)
+    assert publish.without_tables(publish.without_comments(
+        "1<!--a-->\n\n<!--table t-->\n| x | long |\n| --- | --- |\n"
+        "| **12 %** | 3 |\n<!--end-->\n\nb\n")) == (
+        "1\n\n\n```\nx     long\n12 %  3\n```\n\nb\n")

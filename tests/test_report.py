@@ -1,0 +1,590 @@
+#!/usr/bin/env python3
+"""Tables and plots from records, through report.py.
+
+The numbers are computed a second time from the records under results/, and
+the plots are looked at as matplotlib's figures.
+"""
+import glob
+import json
+import os
+import re
+import shutil
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import binomtest, norm
+
+import report
+from helpers import ROOT, run
+
+RESULTS = ["cifar100", "desserts/simple_cnn", "desserts/transfer_model",
+           "desserts/larger", "four_classes"]
+MACHINE = {"processor": "A chip", "cores": 2, "memory_bytes": 8 * 2 ** 30}
+
+
+def read_json(path):
+    """Return the content of a JSON file."""
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def results(name):
+    """Return {name of a file: record} of a folder under results/."""
+    records = {os.path.splitext(os.path.basename(path))[0]: read_json(path)
+               for path in glob.glob(f"{ROOT}/results/{name}/*.json")}
+    return {file: record for file, record in records.items()
+            if file not in ("run", "table")}
+
+
+def table_of(name):
+    """Return {name of a row: its cells} of a committed table."""
+    return {row[0]: row[1:] for row in read_json(
+        f"{ROOT}/results/{name}/table.json")["rows"]}
+
+
+def write_records(folder, *records):
+    """Write records as 0.json, 1.json and so on."""
+    for number, record in enumerate(records):
+        (folder / f"{number}.json").write_text(json.dumps(record))
+    return str(folder)
+
+
+def cifar100(base, style, top1, seconds, throughput, before=0, **more):
+    """Make the record of two epochs on CIFAR-100."""
+    return {
+        "base": base, "style": style, "test_top1": top1, "test_top5": top1,
+        "size": 32, "trained_parameters": 1, "other_parameters": 2,
+        "convolutions": 5, "frozen_convolutions": 3, "seconds_before": before,
+        "frozen_pass": {"seconds": 600,
+                        "predict_images_per_second": throughput},
+        "history": [{"seconds": seconds / 2, "accuracy": accuracy,
+                     "val_accuracy": accuracy - 0.1,
+                     "predict_images_per_second": throughput}
+                    for accuracy in (0.4, 0.6)],
+        "groups": ["fish", "trees"], "confusion": [[3, 1], [0, 4]],
+        "machine": MACHINE, **more}
+
+
+def classified(exercise, title, rows, classes=("cake", "pie"), **more):
+    """Make the record of three epochs on a folder of images.
+
+    rows: (path in the copy, true class, predicted class, probability)
+    """
+    confusion = np.zeros((len(classes), len(classes)), int)
+    for _, truth, predicted, _ in rows:
+        confusion[truth, predicted] += 1
+    return {
+        "exercise": exercise, "title": title, "size": 8, "parameters": 9,
+        "classes": list(classes), "val_accuracy": 0.5, "machine": MACHINE,
+        "pictures": [6, 2, len(rows)], "pass_seconds": 3,
+        "history": [{"accuracy": accuracy, "val_accuracy": accuracy / 2,
+                     "seconds": 60, "phase": phase} for accuracy, phase in (
+                         (0.2, "warm-up"), (0.4, "warm-up"),
+                         (0.9, "fine-tuning"))],
+        "evaluation": {
+            "loss": 1.0, "accuracy": np.trace(confusion) / len(rows),
+            "interval": [0.25, 0.75], "confusion": confusion.tolist(),
+            "answers": [[row[0], f"original/{row[0]}", *row[1:]]
+                        for row in rows]}, **more}
+
+
+ROWS = [("0.png", 0, 0, 0.9), ("1.png", 0, 1, 0.6), ("2.png", 1, 1, 0.8),
+        ("3.png", 1, 0, 0.7)]
+
+
+@pytest.fixture
+def plots(monkeypatch):
+    """Collect {name of a plot: figure} instead of writing files.
+
+    figure.banner is the warning above it.
+    """
+    kept = {}
+
+    def keep(figure, path, banner=""):
+        """Keep a figure."""
+        figure.banner = banner
+        kept[os.path.basename(path)] = figure
+
+    monkeypatch.setattr(report, "write_plot", keep)
+    return kept
+
+
+def points(line):
+    """Return the coordinates of a line's points."""
+    return np.transpose(line.get_data()).tolist()
+
+
+def dotted(panel):
+    """Return where a panel has dotted vertical lines."""
+    return [line.get_xdata()[0] for line in panel.get_lines()
+            if line.get_linestyle() == ":"]
+
+
+# What is a record
+
+@pytest.mark.parametrize("name, columns", [
+    ("cifar100", ["MobileNetV2, fixed features",
+                  "MobileNetV2, partially frozen",
+                  "DenseNet121, fixed features",
+                  "DenseNet121, partially frozen"]),
+    ("desserts/transfer_model", [
+        "simple network", "DenseNet121, adam", "DenseNet121, sgd",
+        "MobileNetV2, adam", "MobileNetV2, sgd"])])
+def test_faster_bases_come_first_and_the_simple_network_before_all(
+        name, columns):
+    records = report.read(f"{ROOT}/results/{name}")
+    assert list(map(report.name, records)) == columns
+    assert report.warning(records) == ""
+
+
+def test_splits_come_in_their_order(tmp_path):
+    folder = write_records(tmp_path, *[
+        {"title": title, "split": split, "base": "MobileNetV2"}
+        for title in ("B", "A") for split in (10, 9, 0)])
+    assert [(record["title"], record["split"])
+            for record in report.read(folder)] == [
+        (title, split) for title in "AB" for split in (0, 9, 10)]
+
+
+def test_other_json_files_are_not_records(tmp_path):
+    folder = tmp_path / "100% [a] *"
+    folder.mkdir()
+    write_records(folder, {"script": "simple_cnn.py"}, [{"title": "a list"}],
+                  {"title": "B"}, {"title": "A"}, "title")
+    assert [record["title"] for record in report.read(str(folder))] == [
+        "A", "B"]
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, "No record of a training in"), ("{}", "No record of a training"),
+    ("broken", "0.json can't be read")])
+def test_a_folder_without_records_gets_one_message(
+        tmp_path, monkeypatch, content, words):
+    if content:
+        (tmp_path / "0.json").write_text(content)
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match=words) as end:
+        report.main()
+    assert str(tmp_path) in end.value.code
+    assert len(os.listdir(tmp_path)) == bool(content)
+
+
+def test_the_command_draws_without_tensorflow(tmp_path):
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "tensorflow.py").write_text("raise SystemExit(9)")
+    source = f"{ROOT}/results/desserts/simple_cnn"
+    shutil.copy(f"{source}/simple.json", tmp_path)
+    done = run([f"{ROOT}/report.py", str(tmp_path)], tmp_path, dict(
+        os.environ, PYTHONPATH=str(tmp_path / "modules"),
+        PATH=os.pathsep.join([os.path.dirname(sys.executable),
+                              os.environ["PATH"]])))
+    assert done.returncode == 0, done.stderr
+    with open(f"{source}/table.md", encoding="utf-8") as file:
+        assert done.stdout == file.read()
+    for plot in "curves", "accuracies", "confusion-simple-network":
+        with Image.open(tmp_path / f"{plot}.png") as image:
+            assert image.width == 800 and np.asarray(image).std() > 10
+
+
+# The tables
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_the_committed_reports_are_what_the_records_give(
+        tmp_path, plots, name):
+    folder = tmp_path / "copy"
+    shutil.copytree(f"{ROOT}/results/{name}", folder,
+                    ignore=shutil.ignore_patterns("table*", "*.png"))
+    text = report.report(str(folder))
+    for file in "table.md", "table.json":
+        with open(f"{ROOT}/results/{name}/{file}", encoding="utf-8") as old:
+            assert (folder / file).read_text(encoding="utf-8") == old.read()
+    assert (folder / "table.md").read_text(encoding="utf-8") == f"{text}\n"
+    assert set(plots) == {
+        os.path.basename(path) for path in glob.glob(
+            f"{ROOT}/results/{name}/*.png")
+        if not os.path.basename(path).startswith("mistakes")}
+
+
+def test_the_table_of_cifar100_is_its_records():
+    records, rows = results("cifar100"), table_of("cifar100")
+    for column, title in enumerate(rows[""]):
+        base, style = title.split(", ")
+        style = {"fixed features": "fixed",
+                 "partially frozen": "partial"}[style]
+        record = records[f"{base}-{style}"]
+        frozen, history = record["frozen_pass"], record["history"]
+        seconds = np.array([epoch["seconds"] for epoch in history])
+        throughput = np.array([epoch["predict_images_per_second"]
+                               for epoch in history])
+        # Part 2 starts with part 1's linear classifier.
+        tried = [row["seconds"] for row in records[f"{base}-fixed"]["tried"]]
+        before = {"fixed": sum(tried) - seconds.sum(),
+                  "partial": tried[0]}[style]
+        cost = (frozen["seconds"] * frozen["predict_images_per_second"]
+                + before * throughput[0] + seconds @ throughput) / 50000
+        expected = {
+            "input size, pixels": f"{record['size']}",
+            "test accuracy, top-1": f"{100 * record['test_top1']:.2f} %",
+            "test accuracy, top-5": f"{100 * record['test_top5']:.2f} %",
+            "validation accuracy":
+                f"{100 * history[-1]['val_accuracy']:.2f} %",
+            "trained parameters": f"{record['trained_parameters']:,}",
+            "other parameters (frozen, BatchNorm averages)":
+                f"{record['other_parameters']:,}",
+            "frozen convolutions": "{} of {}".format(
+                record["frozen_convolutions"], record["convolutions"]),
+            "frozen pass (shared by both styles), minutes":
+                f"{frozen['seconds'] / 60:.1f}",
+            "predict throughput during the frozen pass, images/s":
+                f"{frozen['predict_images_per_second']:.0f}",
+            "classifiers trained before, minutes": f"{before / 60:.1f}",
+            "training, minutes": f"{seconds.sum() / 60:.1f}",
+            "training, seconds per epoch": f"{seconds.mean():.1f}",
+            "epochs": str(len(history)),
+            "predict throughput during training, images/s": " to ".join(
+                dict.fromkeys(f"{f(throughput):.0f}" for f in (min, max))),
+            "total cost, in predict passes over 50,000 images":
+                f"{cost:.1f}",
+            "peak memory of the process, GiB":
+                f"{record['machine']['peak_memory_bytes'] / 2 ** 30:.2f}"}
+        assert {row: cells[column] for row, cells in rows.items()
+                if row} == expected
+
+
+def wilson(correct, n):
+    """Format an accuracy and Wilson's 95 % interval (JASA 22, 1927)."""
+    p, z = correct / n, norm.ppf(0.975)
+    middle = (p + z * z / 2 / n) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + (z / 2 / n) ** 2)
+    return (f"{100 * p:.1f} % ({100 * (middle - half):.1f} to "
+            f"{100 * (middle + half):.1f})")
+
+
+@pytest.mark.parametrize("name", ["transfer_model", "larger"])
+def test_the_table_of_the_desserts_is_their_records(name):
+    records = {record["title"]: record for record in results(
+        f"desserts/{name}").values()}
+    rows = table_of(f"desserts/{name}")
+    correct = {title: {row[1]: row[2] == row[3]
+                       for row in record["evaluation"]["answers"]}
+               for title, record in records.items()}
+    simple = correct["simple network"]
+    for column, title in enumerate(rows[""]):
+        record, ours = records[title], correct[title]
+        assert set(ours) == set(simple)
+        wins = sum(ours[path] and not simple[path] for path in simple)
+        losses = sum(simple[path] and not ours[path] for path in simple)
+        expected = {
+            "input size, pixels": str(record["size"]),
+            "holdout accuracy (95 % interval)": wilson(
+                sum(ours.values()), len(ours)),
+            "holdout loss": f"{record['evaluation']['loss']:.3f}",
+            "best validation accuracy": "{:.1f} %".format(100 * max(
+                epoch["val_accuracy"] for epoch in record["history"])),
+            "parameters": f"{record['parameters']:,}",
+            "epochs": str(len(record["history"])),
+            "training, minutes": "{:.1f}".format(sum(
+                epoch["seconds"] for epoch in record["history"]) / 60),
+            "wins : losses against the simple network (McNemar)":
+                f"{wins} : {losses}, p = "
+                f"{binomtest(wins, wins + losses).pvalue:.2g}"
+                if "base" in record else ""}
+        assert {row: cells[column] for row, cells in rows.items()
+                if row} == expected
+
+
+def test_the_table_of_the_four_classes_is_their_records():
+    records, rows = results("four_classes"), table_of("four_classes")
+    assert rows[""] == ["feature extraction", "fine-tuning"]
+    for column, style in enumerate(("extraction", "fine-tuning")):
+        splits = [records[f"split-{number}-{style}"]
+                  for number in range(len(records) // 2)]
+        correct = np.array([[
+            row[2] == row[3] for row in record["evaluation"]["answers"]]
+            for record in splits])
+        accuracy = 100 * correct.mean(axis=1)
+        seconds = [sum(epoch["seconds"] for epoch in record["history"])
+                   for record in splits]
+        expected = {
+            "input size, pixels": str(splits[0]["size"]),
+            "training, validation and test images": ", ".join(
+                map(str, splits[0]["pictures"])),
+            "splits": str(len(splits)),
+            "test accuracy, mean ± standard deviation":
+                f"{accuracy.mean():.2f} % ± {accuracy.std(ddof=1):.2f}",
+            "test accuracy on the first split (95 % interval)": wilson(
+                correct[0].sum(), len(correct[0])),
+            "frozen pass (shared by all trainings), seconds":
+                f"{splits[0]['pass_seconds']:.0f}",
+            "training, seconds per split": f"{np.mean(seconds):.1f}"}
+        assert {row: cells[column] for row, cells in rows.items()
+                if row} == expected
+
+
+def test_the_scores_of_each_class_are_over_all_splits():
+    for style, text in zip(("extraction", "fine-tuning"), read_json(
+            f"{ROOT}/results/four_classes/table.json")["answers"]):
+        splits = [record for file, record in results("four_classes").items()
+                  if file.endswith(f"-{style}")]
+        assert text.startswith(
+            f"{splits[0]['title']}, all {len(splits)} splits:\n")
+        counts = sum(np.array(record["evaluation"]["confusion"])
+                     for record in splits)
+        for i, name in enumerate(splits[0]["classes"]):
+            precision, recall = (counts[i, i] / counts.sum(axis=axis)[i]
+                                 for axis in (0, 1))
+            assert re.search(rf"{name} +" + " +".join([
+                f"{precision:.2f}", f"{recall:.2f}",
+                f"{2 / (1 / precision + 1 / recall):.2f}",
+                str(counts[i].sum())]) + "\n", text)
+
+
+def test_a_single_split_has_no_deviation(tmp_path, plots):
+    folder = write_records(tmp_path, classified(
+        "four classes", "fine-tuning", ROWS, base="MobileNetV2", split=0))
+    text = report.report(folder)
+    assert "| 50.00 % |" in text and "±" in text.split("50.00")[0]
+    assert "fine-tuning, one split:" in text
+
+
+def test_a_row_without_cells_is_left_out():
+    rows = report.table([{"title": "A", "x": 1}, {"title": "B", "x": 2}], {
+        "x": lambda record: str(record["x"]), "empty": lambda record: "",
+        "B's": lambda record: "yes" if record["x"] == 2 else ""})
+    assert report.markdown(rows) == (
+        "|  | A | B |\n| --- | --- | --- |\n| x | 1 | 2 |\n| B's |  | yes |")
+
+
+# The conclusions
+
+def test_cifar100_concludes_which_and_at_what_cost():
+    assert report.conclusions([
+        cifar100("A", "fixed", 0.6, 600, 100),
+        cifar100("A", "partial", 0.7, 1200, 100, before=600),
+        cifar100("B", "fixed", 0.65, 3000, 100)]) == [
+        "Fine-tuning A's upper half raises test accuracy from 60.0 % to "
+        "70.0 %, in 40 minutes instead of 20: 2.0 times the cost.",
+        "The most accurate model (A, partially frozen) takes 2.0 times as "
+        "long as the cheapest (A, fixed features) and gains 10.0 percentage "
+        "points."]
+
+
+def test_cifar100_concludes_no_more_than_the_records_say():
+    worse = cifar100("A", "partial", 0.5, 1200, 100, before=600)
+    lines = report.conclusions([cifar100("A", "fixed", 0.6, 600, 100), worse])
+    assert len(lines) == 1  # the cheapest is the most accurate
+    assert "upper half changes test accuracy from 60.0 % to 50.0 %" in (
+        lines[0])
+    assert report.conclusions([worse]) == []
+
+
+@pytest.mark.parametrize("predictions, p, words", [
+    ([0, 0, 1, 1], 0.01, "Yes: 100.0 % against 75.0 %"),
+    ([1, 1, 0, 1], 0.049, "No: 25.0 % against 75.0 %"),
+    ([0, 0, 1, 1], 0.05, "Unclear: 100.0 % against 75.0 %")])
+def test_better_than_the_simple_network_only_if_significant(
+        tmp_path, plots, predictions, p, words):
+    pair = {"only_this_right": 1234, "only_other_right": 5, "p": p}
+    rows = [("", truth, predicted, 1) for truth, predicted in zip(
+        [0, 0, 1, 1], predictions)]
+    folder = write_records(
+        tmp_path, classified("desserts", "simple network", [
+            ("", 0, 0, 1), ("", 0, 0, 1), ("", 1, 1, 1), ("", 1, 0, 1)]),
+        classified("desserts", "B, adam", rows, base="B",
+                   against_simple=pair))
+    assert (f"Is B, adam better than the simple network? {words} on the same "
+            f"4 images (wins : losses 1234 : 5, p = {p:.2g}, McNemar)."
+            ) in report.report(folder)
+
+
+def test_without_a_comparison_there_is_no_verdict(tmp_path, plots):
+    folder = write_records(
+        tmp_path, classified("desserts", "B, adam", ROWS, base="B"))
+    text = report.report(folder)
+    assert "better than" not in text and "McNemar" not in text
+
+
+def test_all_machines_are_named(tmp_path, plots):
+    other = dict(MACHINE, processor="Another", memory_bytes=2 ** 34)
+    folder = write_records(tmp_path, *[cifar100(
+        base, "fixed", 0.5, 600, 100, machine=machine)
+        for base, machine in (("A", MACHINE), ("B", other), ("C", MACHINE))])
+    words = "A chip, 2 cores, 8 GiB; Another, 2 cores, 16 GiB"
+    assert report.report(folder).endswith(f"\n\nMeasured on {words}.")
+    panel, = plots["accuracy-time.png"].axes
+    assert panel.get_title() == words
+    assert read_json(tmp_path / "table.json")["machines"] == words
+
+
+def test_all_output_of_a_limited_run_says_so(tmp_path, plots):
+    folder = write_records(
+        tmp_path, cifar100("A", "fixed", 0.5, 600, 100, limit=500),
+        cifar100("A", "partial", 0.6, 600, 100, limit=500))
+    text = report.report(folder)
+    words = "NOT A RESULT: limited to 500 images"
+    assert text.startswith(f"{words}\n\n|  | A, fixed")
+    assert (tmp_path / "table.md").read_text().startswith(words)
+    assert read_json(tmp_path / "table.json")["warning"] == words
+    assert len(plots) == 4
+    assert {figure.banner for figure in plots.values()} == {words}
+
+
+# The plots
+
+def test_curves_are_the_accuracies_of_each_epoch(tmp_path, plots):
+    report.report(write_records(tmp_path, *[
+        classified("desserts", title, ROWS) for title in "ABC"]))
+    panels = plots["curves.png"].axes
+    assert [panel.get_title() for panel in panels] == ["A", "B", "C"]
+    for panel in panels:
+        lines = {line.get_label(): points(line)
+                 for line in panel.get_lines()}
+        np.testing.assert_allclose(lines["training (running average)"], [
+            [1, 20], [2, 40], [3, 90]])
+        np.testing.assert_allclose(lines["validation"], [
+            [1, 10], [2, 20], [3, 45]])
+        assert dotted(panel) == [2.5]  # after the warm-up
+        assert panel.get_xticks().tolist() == [1, 2, 3]
+
+
+def test_curves_of_several_splits_are_means(tmp_path, plots):
+    splits = [classified("four classes", "T", ROWS, split=i)
+              for i in range(2)]
+    for epoch in splits[1]["history"]:
+        epoch["accuracy"] += 0.1
+        epoch["val_accuracy"] += 0.2
+    report.report(write_records(tmp_path, *splits))
+    panel, = plots["curves.png"].axes
+    training, validation = map(points, panel.get_lines())
+    assert panel.get_title() == "T, all 2 splits"
+    np.testing.assert_allclose(training, [[1, 25], [2, 45], [3, 95]])
+    np.testing.assert_allclose(validation, [[1, 20], [2, 30], [3, 55]])
+
+
+def test_time_is_counted_from_the_start_of_the_frozen_pass(tmp_path, plots):
+    report.report(write_records(
+        tmp_path, cifar100("A", "fixed", 0.5, 240, 100, before=60),
+        cifar100("A", "partial", 0.5, 1200, 100)))
+    panel, = plots["accuracy-time.png"].axes
+    lines = {line.get_label(): points(line) for line in panel.get_lines()}
+    np.testing.assert_allclose(lines["A, fixed features"], [
+        [13, 30], [15, 50]])  # 10 minutes, 1, and 2 for each epoch
+    np.testing.assert_allclose(lines["A, partially frozen"], [
+        [20, 30], [30, 50]])
+    assert dotted(panel) == [10, 10]
+
+
+def test_accuracies_are_shown_with_their_intervals(tmp_path, plots):
+    report.report(write_records(
+        tmp_path, classified("desserts", "A", ROWS[:3]),
+        classified("desserts", "B", ROWS)))
+    panel, = plots["accuracies.png"].axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == [
+        "A", "B"]
+    assert panel.yaxis_inverted()  # in the order of the table
+    assert panel.get_xlabel().startswith("holdout accuracy, %")
+    drawn = list(map(points, panel.get_lines()))
+    np.testing.assert_allclose(np.concatenate(drawn), [
+        [25, 0], [75, 0], [200 / 3, 0], [25, 1], [75, 1], [50, 1]])
+
+
+def test_a_confusion_matrix_has_shares_of_each_true_class(plots):
+    counts = [[180, 20, 0], [1, 99, 100], [0, 0, 0]]  # an absent class
+    report.draw_confusion(counts, ["a", "b", "c"], "A title", "plot.png",
+                          "A warning", "in place")
+    panel, _ = plots["plot.png"].axes
+    np.testing.assert_allclose(panel.images[0].get_array(), [
+        [90, 10, 0], [0.5, 49.5, 50], [0, 0, 0]])
+    assert {(*text.get_position(), text.get_text())
+            for text in panel.texts} == {
+        (0, 0, "90"), (1, 0, "10"), (1, 1, "50"), (2, 1, "50")}
+    for texts, axis in ((["a", "b", "c"], panel.xaxis),
+                        (["a", "b", "c"], panel.yaxis)):
+        assert [tick.get_text() for tick in axis.get_ticklabels()] == texts
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("predicted", "true")
+    assert panel.get_title() == "A title: 69.8 % in place"  # 279 of 400
+    assert plots["plot.png"].banner == "A warning"
+
+
+@pytest.fixture
+def mistakes(tmp_path):
+    """Write a record of 40 predictions, the first 30 of them wrong.
+
+    Beside it is a clean copy of the images, each of a colour of its own.
+    Returns: the folder, and the rows that the sheet should show
+    """
+    (tmp_path / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    rows = [(f"{i}.png", i % 2, (i + (i < 30)) % 2, p)
+            for i, p in enumerate(rng.uniform(0.5, 1, 40))]
+    for i in range(40):
+        Image.new("RGB", (8, 6), (i, 0, 0)).save(
+            tmp_path / "pictures" / f"{i}.png")
+    write_records(tmp_path, classified("desserts", "A, b c", rows))
+    return tmp_path, sorted(rows[:30], key=lambda row: row[3])[::-1][:24]
+
+
+def test_the_most_confident_mistakes_are_shown(mistakes, plots):
+    folder, worst = mistakes
+    report.report(str(folder))
+    panels = plots["mistakes-A-b-c.png"].axes
+    assert len(panels) == len(worst) == 24
+    for panel, (path, truth, predicted, p) in zip(panels, worst):
+        image = np.asarray(panel.images[0].get_array())
+        assert image.shape == (6, 8, 3)
+        assert f"{image[0, 0, 0]}.png" == path
+        classes = "cake", "pie"
+        assert panel.get_title() == (
+            f"{classes[predicted]} {100 * p:.0f} %\ntrue: {classes[truth]}")
+
+
+def test_a_sheet_of_mistakes_survives_the_loss_of_the_images(mistakes):
+    folder, _ = mistakes
+    shutil.rmtree(folder / "pictures")
+    sheet = folder / "mistakes-A-b-c.png"
+    sheet.write_bytes(b"as it was")
+    report.report(str(folder))
+    assert sheet.read_bytes() == b"as it was"
+
+
+def test_without_mistakes_there_is_no_sheet(mistakes, plots):
+    folder, _ = mistakes
+    write_records(folder, classified("desserts", "A", [("0.png", 0, 0, 1)]))
+    report.report(str(folder))
+    assert set(plots) == {"curves.png", "accuracies.png", "confusion-A.png"}
+
+
+def test_no_images_of_the_four_classes_are_shown(mistakes, plots):
+    folder, _ = mistakes  # one of the classes is humans
+    record = read_json(folder / "0.json")
+    write_records(folder, dict(record, exercise="four classes", split=0))
+    report.report(str(folder))
+    assert set(plots) == {"curves.png", "confusion-A-b-c.png"}
+
+
+def test_class_names_are_not_formulas(mistakes):
+    folder, worst = mistakes
+    record = dict(read_json(folder / "0.json"), title="$^{",
+                  classes=["$5 & $_{x", "50 % $\\frac$"])
+    write_records(folder, record)
+    report.report(str(folder))
+    for plot in "curves", "accuracies", "confusion-$^{", "mistakes-$^{":
+        with Image.open(folder / f"{plot}.png") as image:
+            assert image.width == 800 and np.asarray(image).std() > 10
+
+
+def test_a_plot_is_a_png_as_wide_as_a_readme(tmp_path):
+    path = str(tmp_path / "plot.png")
+    for banner in "", "A warning":
+        figure = matplotlib.figure.Figure((report.WIDTH, 2))
+        report.write_plot(figure, path, banner, **{"data-sha256": "abc"})
+        with Image.open(path) as image:
+            assert image.format == "PNG" and image.size == (800, 200)
+            assert image.text["data-sha256"] == "abc"
+            orange = np.all(np.asarray(image)[:, :, :3] == (
+                0xd5, 0x5e, 0), axis=2)
+        assert orange.any() == bool(banner)
+    assert os.listdir(tmp_path) == ["plot.png"]
