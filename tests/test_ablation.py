@@ -11,23 +11,15 @@ import numpy as np
 import pytest
 from tensorflow import keras as K
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(HERE)
-sys.path[:0] = [ROOT, HERE, os.path.join(ROOT, "benchmarks")]
-import ablation  # noqa: E402
-from test_exercise_0 import (  # noqa: E402
-    kill, real_data, run, without_network)
-from test_exercise_cifar100 import lively  # noqa: E402
+import ablation
+from helpers import (
+    ROOT, Script, Stop, he_initialize, real_data, run, script, stop_after,
+    without_network)
 
 
 # "One change at a time"
 
 def test_one_change_at_a_time():
-    """Each row but the last control differs from another in one choice.
-
-    A row's epochs follow from whether it trains only a head; its seeds are
-    no choice.
-    """
     def choices(row):
         """A row without what isn't a choice."""
         row = row._asdict()
@@ -47,7 +39,6 @@ def test_one_change_at_a_time():
 
 @pytest.mark.parametrize("name", ablation.ROWS)
 def test_a_row_is_what_its_name_says(name):
-    """Sizes, blocks, epochs, momentum and rates."""
     row, words = ablation.ROWS[name], name.split()
     assert (row.size == 128) != (words[0] == "size")
     assert row.size == 128 or row.size == int(words[1])
@@ -70,11 +61,25 @@ def test_a_row_is_what_its_name_says(name):
     assert row.storage == ("float32" if "float32" in name else "float16")
 
 
+@pytest.fixture(scope="module")
+def networks():
+    """Build each network once: rows differ in more than their layers."""
+    built = {}
+
+    def build(row):
+        """Build a row's network, without weights."""
+        key = row.size, row.cut, row.hidden, row.momentum
+        if key not in built:
+            built[key] = ablation.build(row._replace(weights=None))
+        return built[key]
+
+    return build
+
+
 @pytest.mark.parametrize("name", ablation.ROWS)
-def test_a_row_trains_what_it_says(name):
-    """What is trained begins at the cut; BatchNorm as the row says."""
-    row = ablation.ROWS[name]._replace(weights=None)
-    model, cut = ablation.build(row)
+def test_a_row_trains_what_it_says(name, networks):
+    row = ablation.ROWS[name]
+    model, cut = networks(row)
     names = [layer.name for layer in model.layers]
     first = names.index(row.cut) + 1 if row.cut else 0
     for layer in model.layers[:first]:
@@ -97,64 +102,77 @@ def test_a_row_trains_what_it_says(name):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Few images, and random weights that let something through.
+    """Few small images, and random weights that let a signal through.
 
-    Returns: X, labels, and a speed
+    Returns: X, labels
     """
-    rng = np.random.default_rng(0)
-    X = rng.integers(0, 256, (400, 32, 32, 3)).astype("uint8")
-    labels = np.arange(400) % 10
-    for name, value in (("IMAGES", 128), ("HELD_OUT", 64),
-                        ("SPEED_IMAGES", 32)):
+    X = np.random.default_rng(0).integers(0, 256, (400, 32, 32, 3))
+    for name, value in (("IMAGES", 128), ("VALIDATION_IMAGES", 64)):
         monkeypatch.setattr(ablation, name, value)
+    for name, row in ablation.ROWS.items():
+        monkeypatch.setitem(ablation.ROWS, name, row._replace(size=64))
     make = ablation.transfer.build_model
-    monkeypatch.setattr(ablation.transfer, "build_model", lambda size,
-                        weights: lively(make(32, weights=None)))
-    return X, labels, ablation.Speed(make(32), X)
+    monkeypatch.setattr(
+        ablation.transfer, "build_model",
+        lambda size, weights: he_initialize(make(size, 0.35)))
+    return X.astype("uint8"), np.arange(400) % 10
+
+
+def speed():
+    """Stand for a Throughput."""
+    return {"process": "a", "predict_images_per_second": 50.0}
 
 
 @pytest.mark.parametrize("name", [
     "upper half", "upper half, not mirrored", "linear head",
     "stored as float32", "random weights, all trained, 1 epoch"])
 def test_each_image_is_where_it_belongs(name, small, tmp_path, monkeypatch):
-    """Images, then mirror images or the same again, then others."""
-    X, labels, speed = small
+    X, labels = small
     row = ablation.ROWS[name]
     seen = {}
 
-    def train(top, stored, Y, Y_held, epochs, seed, keep, rate):
+    def train(top, stored, Y, views, validation, epochs, seed, checkpoint,
+              **hyperparameters):
         """Look at what would be trained on."""
-        seen.update(Y=Y, Y_held=Y_held, arguments=(epochs, seed, rate),
-                    stored=np.array(stored[np.arange(128 * 2 + 64)]))
-        raise KeyboardInterrupt
+        if isinstance(stored, str):
+            stored = np.load(stored)
+        seen.update(views=stored[views], validation=stored[validation],
+                    Y_views=Y[views], Y_validation=Y[validation],
+                    epochs=epochs, seed=seed, **hyperparameters)
+        raise Stop
 
     monkeypatch.setattr(ablation.transfer, "train", train)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stop):
         ablation.train_row(name, 2, X, labels, speed,
                            str(tmp_path / "out.json"), str(tmp_path))
     K.utils.set_random_seed(2)
     model, cut = ablation.build(row)
     frozen = K.Model(model.input, cut)
 
-    def outputs(images):
-        """What the frozen half makes of them, by Keras's predict."""
-        scaled = images / np.float32(127.5) - 1
-        return frozen.predict(scaled, verbose=0) if row.cut else scaled
-
     order = ablation.transfer.stratified_order(labels, 0)
-    held, some = order[:64], order[64:192]
-    assert not set(held) & set(some)
-    expected = np.concatenate([outputs(X[some]), outputs(
-        X[some][:, :, ::-1] if row.mirror else X[some]), outputs(X[held])])
-    differences = np.abs(seen["stored"] - expected).reshape(320, -1)
-    # Another image's outputs are further away than float16 rounds.
-    others = np.abs(np.roll(expected, 1, axis=0) - expected).reshape(320, -1)
-    assert differences.max() < 0.1 * others.max(axis=1).min()
-    if row.cut:
-        assert seen["stored"].dtype == row.storage
-    np.testing.assert_array_equal(seen["Y"].argmax(1), labels[some])
-    np.testing.assert_array_equal(seen["Y_held"].argmax(1), labels[held])
-    assert seen["arguments"] == (row.epochs, 2, row.learning_rate)
+    validation, train = order[:64], order[64:192]
+    assert not set(validation) & set(train)
+    for ours, images in (
+            (seen["views"][0], X[train]), (seen["validation"], X[validation]),
+            (seen["views"][1],
+             X[train][:, :, ::-1] if row.mirror else X[train])):
+        theirs = images / np.float32(127.5) - 1
+        if row.cut:
+            theirs = frozen.predict(theirs, verbose=0)
+            assert ours.dtype == row.storage
+        differences = np.abs(ours - theirs).reshape(len(images), -1)
+        # Another image's outputs are further away than float16 rounds.
+        others = np.abs(np.roll(theirs, 1, axis=0) - theirs)
+        assert differences.max() < 0.1 * others.reshape(
+            len(images), -1).max(axis=1).min()
+    for view in seen["Y_views"]:
+        np.testing.assert_array_equal(view.argmax(1), labels[train])
+    np.testing.assert_array_equal(
+        seen["Y_validation"].argmax(1), labels[validation])
+    assert (seen["epochs"], seen["seed"], seen["learning_rate"]) == (
+        row.epochs, 2, row.learning_rate)
+    assert (seen["batch"], seen["weight_decay"],
+            seen["label_smoothing"]) == (128, 0.01, 0.1)
 
 
 # "Cost given in passes of predict", "goes on where it was killed"
@@ -163,12 +181,10 @@ def test_each_image_is_where_it_belongs(name, small, tmp_path, monkeypatch):
     ("upper half", 256 / 320), ("upper half, not mirrored", 128 / 320)])
 def test_a_row_needs_its_share_of_the_pass(
         name, share, small, tmp_path, monkeypatch):
-    """Not what the held-out images took, nor images that went twice."""
-    X, labels, speed = small
+    X, labels = small
     once = {"seconds": 10.0, "process": "a", "predict_images_per_second": 50}
     history = [{"val_accuracy": 0.5}, {"val_accuracy": 0.7}]
-    monkeypatch.setattr(ablation.cifar100_transfer, "timed_pass",
-                        lambda *_, **__: (None, once))
+    monkeypatch.setattr(ablation, "stored_outputs", lambda *_: (None, once))
     monkeypatch.setattr(ablation.transfer, "train", lambda *_, **__: history)
     (tmp_path / "out.npz").touch()  # as after a training
     ablation.train_row(name, 0, X, labels, speed, str(tmp_path / "out.json"),
@@ -180,57 +196,56 @@ def test_a_row_needs_its_share_of_the_pass(
     assert (record["row"], record["seed"]) == (name, 0)
 
 
-def test_speed_is_that_of_predict_on_some_images(monkeypatch):
-    """The mean of two measurements on 1,000 images, through the base."""
+def test_throughput_is_that_of_predict_on_some_images(monkeypatch):
     X = np.full((1500, 32, 32, 3), 255, "uint8")
-    speed = ablation.Speed(ablation.transfer.build_model(32), X)
-    found = iter((10, 30))
+    throughput = ablation.Throughput(ablation.transfer.build_model(32), X)
+    measured = iter((10, 30))
 
-    def predict_rate(base, images):
-        """What is measured."""
+    def predict_throughput(base, images):
+        """Look at what is measured."""
         assert base.output_shape == (None, 1280)
         assert images.shape == (1000, 32, 32, 3)
         assert images.min() == images.max() == 1
-        return next(found)
+        return next(measured)
 
-    monkeypatch.setattr(ablation.cifar100_transfer, "predict_rate",
-                        predict_rate)
-    assert speed() == {"process": speed.process,
-                       "predict_images_per_second": 20}
+    monkeypatch.setattr(ablation.networks, "predict_throughput",
+                        predict_throughput)
+    assert throughput() == {"process": throughput.process,
+                            "predict_images_per_second": 20}
 
 
-def test_a_killed_row_goes_on_and_each_epoch_has_its_speed(
+def test_a_killed_row_ends_as_an_undisturbed_one(
         small, tmp_path, monkeypatch):
-    """Two epochs, killed after the first, then in another process."""
-    X, labels, _ = small
+    X, labels = small
+    monkeypatch.setitem(ablation.ROWS, "linear head", ablation.ROWS[
+        "linear head"]._replace(epochs=2))
 
-    def row(process):
-        """What train_row gets in a process."""
-        return ("2 epochs", 0, X, labels, lambda: {
+    def row(process, name="out"):
+        """Return what train_row gets in a process."""
+        return ("linear head", 0, X, labels, lambda: {
             "process": process, "predict_images_per_second": 100.0},
-            str(tmp_path / "out.json"), str(tmp_path / "cache"))
+            str(tmp_path / f"{name}.json"), str(tmp_path / "cache"))
 
-    class Killed(ablation.KeepEpochs):
-        """Is killed after an epoch."""
-
-        def on_epoch_end(self, epoch, logs=None):
-            """Write, and be killed."""
-            super().on_epoch_end(epoch, logs)
-            raise KeyboardInterrupt
-
+    ablation.train_row(*row("first", "undisturbed"))
     with monkeypatch.context() as first:
-        first.setattr(ablation, "KeepEpochs", Killed)
-        with pytest.raises(KeyboardInterrupt):
+        first.setattr(
+            ablation, "Checkpoint", lambda *args, make=ablation.Checkpoint,
+            **note: stop_after(1, make(*args, **note)))
+        with pytest.raises(Stop):
             ablation.train_row(*row("first"))
     assert not (tmp_path / "out.json").exists()
     assert (tmp_path / "out.npz").exists()
     ablation.train_row(*row("second"))
-    record = json.loads((tmp_path / "out.json").read_text())
+    undisturbed, record = (
+        json.loads((tmp_path / name).read_text())
+        for name in ("undisturbed.json", "out.json"))
     assert [epoch["process"] for epoch in record["history"]] == [
         "first", "second"]
-    for epoch in record["history"]:
+    for epoch, expected in zip(record["history"], undisturbed["history"]):
         assert epoch["predict_images_per_second"] == 100
         assert 0 < epoch["training_seconds"] < epoch["seconds"]
+        for key in "loss", "accuracy", "val_loss", "val_accuracy":
+            assert epoch[key] == expected[key]
     assert record["frozen_pass"]["process"] == "first"
     assert record["frozen_pass"]["images"] == 320
     assert not (tmp_path / "out.npz").exists()
@@ -249,10 +264,9 @@ def processes(monkeypatch):
 
 def test_rows_that_are_there_are_not_made_again(
         processes, tmp_path, monkeypatch):
-    """Killed at the third; then finished; then refused."""
     made = []
 
-    def train_row(name, seed, X, labels, speed, path, cache):
+    def train_row(name, seed, X, labels, throughput, path, cache):
         """Be killed at the third."""
         if len(made) == 2:
             made.append("killed")
@@ -277,7 +291,6 @@ def test_rows_that_are_there_are_not_made_again(
 
 def test_a_changed_row_is_not_mixed_with_others(
         processes, tmp_path, monkeypatch, capsys):
-    """Another learning rate is another run."""
     monkeypatch.setattr(
         ablation, "train_row",
         lambda *arguments: (tmp_path / "linear-head-0.json").write_text("{}"))
@@ -293,7 +306,6 @@ def test_a_changed_row_is_not_mixed_with_others(
 
 
 def test_without_data_and_network(tmp_path):
-    """One message, exit status 69, and an earlier run stays."""
     out = tmp_path / "out"
     shutil.copytree(os.path.join(ROOT, "results", "ablation"), out)
     done = run([sys.executable, ablation.__file__, "--out", out,
@@ -303,31 +315,30 @@ def test_without_data_and_network(tmp_path):
     assert done.returncode == 69
     assert "Traceback" not in done.stderr
     assert done.stderr.count("CIFAR-10 is missing") == 1
-    assert "--rehearse" not in done.stderr
 
 
 # On real images
 
-SMALL = (f"import sys; sys.path[:0] = [{ROOT!r}, {ROOT + '/benchmarks'!r}]\n"
-         "import ablation\n"
-         "ablation.IMAGES, ablation.HELD_OUT = 1000, 500\n"
-         "ablation.SPEED_IMAGES = 128\n"
-         "ablation.ROWS = {name: ablation.ROWS[name] for name in (\n"
-         "    'linear head', '2 epochs')}\n"
-         "ablation.main()")
+SMALL = """\
+import ablation
+ablation.IMAGES, ablation.VALIDATION_IMAGES = 1000, 500
+ablation.THROUGHPUT_IMAGES = 128
+ablation.ROWS = {name: ablation.ROWS[name]
+                 for name in ("linear head", "2 epochs")}
+ablation.main()
+"""
 
 
 @real_data
 def test_real_images(tmp_path):
-    """A process, on a tenth of the images, with Ctrl-C in the middle."""
-    command = [sys.executable, "-c", SMALL, "--out", str(tmp_path / "out"),
-               "--cache", str(tmp_path / "cache")]
-    kill(command, tmp_path, lambda printed: "linear head, seed 2" in printed,
-         signal.SIGINT)
-    printed = (tmp_path / "log").read_text()
-    assert "Traceback" not in printed
-    assert printed.count("Stopped. The same command goes on") == 1
-    done = run(command, tmp_path)
+    path = tmp_path / "small.py"
+    path.write_text(SMALL)
+    arguments = path, tmp_path, "--out", "out", "--cache", "cache"
+    printed = Script(*arguments).kill(
+        lambda printed: "linear head, seed 2" in printed, signal.SIGINT)
+    assert "Traceback" not in printed.stderr
+    assert printed.stdout.count("Stopped. Rerun the same command") == 1
+    done = script(*arguments)
     assert done.returncode == 0, done.stderr
     assert "linear head, seed 1" not in done.stdout
     for name, frozen in (("linear-head-0", 52), ("linear-head-2", 52),

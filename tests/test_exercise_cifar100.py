@@ -83,12 +83,11 @@ def bases():
 
 # "Import the built in CIFAR100 dataset"
 
-@pytest.fixture(scope="module")
-def images():
-    """Return a function that loads all stand-ins for CIFAR-100, or some."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cifar100, "load_cifar100", noise)
-        yield cifar100.Images
+@pytest.fixture
+def images(monkeypatch):
+    """Return the function that loads all stand-ins for CIFAR-100, or some."""
+    monkeypatch.setattr(cifar100, "load_cifar100", noise)
+    return cifar100.Images
 
 
 def test_every_image_is_there_with_its_mirror_image_or_validates(images):
