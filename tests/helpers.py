@@ -151,6 +151,16 @@ def thin_out(data, path, step):
             some.writestr(name, everything.read(name))
 
 
+def small_application(input_tensor, **options):
+    """Make few layers, some with the names of MobileNetV2's, in its place."""
+    from tensorflow import keras as K  # not all tests need it
+    x = input_tensor
+    for name in "Conv1", "block_8_add", "Conv_1":
+        x = K.layers.Conv2D(8, 3, strides=2, name=name)(x)
+        x = K.layers.BatchNormalization(name=f"{name}_BN")(x)
+    return K.Model(K.utils.get_source_inputs(input_tensor), x)
+
+
 class Stop(Exception):
     """Raised where a kill would strike."""
 

@@ -20,7 +20,7 @@ from tensorflow import keras as K
 
 from helpers import (
     ROOT, Script, Stop, accuracy, noise_images, real_data, run, script,
-    stop_after, usage_error, without_network)
+    small_application, stop_after, usage_error, without_network)
 
 transfer = __import__("0-transfer")
 SCRIPT = os.path.join(ROOT, "0-transfer.py")
@@ -534,31 +534,66 @@ def test_a_saved_model_is_the_one_in_memory(shipped, tmp_path):
 # The whole script, as a process
 
 CHECKPOINT = f"cache/training-{16 * '?'}.npz"  # but not .part.npz
+SMALL = """\
+import numpy as np
+from tensorflow import keras as K
+from helpers import noise_images, small_application
+
+K.applications.MobileNetV2 = small_application
+transfer = __import__("0-transfer")
+transfer.SHARD = 64
+X, Y = noise_images(200), np.arange(200)[:, None] % 10
+transfer.cifar10_and_model = lambda size: (
+    ((X, Y), (X[:20], Y[:20])), transfer.build_model(size))
+transfer.main()
+"""
+
+
+def weights(path):
+    """Read all weights of a saved model."""
+    with h5py.File(path, "r") as file:
+        found = {}
+        file.visititems(
+            lambda name, item: found.update({name: item[()]})
+            if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def test_killed_anywhere_a_run_ends_as_an_undisturbed_one(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(SMALL)
+    arguments = path, tmp_path, "--size", 64, "--epochs", 4, "--cache"
+    undisturbed = script(*arguments, "undisturbed")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    os.rename(tmp_path / "cifar10.h5", tmp_path / "undisturbed.h5")
+    in_pass, in_training = (
+        Script(*arguments, "cache").kill(
+            lambda printed: list(tmp_path.glob(pattern))).stdout
+        for pattern in ("cache/*/index.json", CHECKPOINT))
+    assert "400 of 400 images to do" in in_pass
+    assert "400 of 400 images to do" not in in_training
+    assert not (tmp_path / "cifar10.h5").exists()
+    done = script(*arguments, "cache")
+    assert done.returncode == 0, done.stderr
+    assert "Continuing after epoch" in done.stdout
+    assert "images to do" not in done.stdout
+    assert not list(tmp_path.glob("cache/training-*"))
+    ours, theirs = map(weights, (tmp_path / "cifar10.h5",
+                                 tmp_path / "undisturbed.h5"))
+    assert ours.keys() == theirs.keys() and len(ours) > 10
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
 
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory):
-    """Rehearse, with a kill in training; return what the second run says."""
+    """Rehearse; return the folder and what was printed."""
     folder = tmp_path_factory.mktemp("rehearsal")
-    env = without_network(folder)
-    arguments = ("0-transfer.py", folder, "--rehearse", "--size", 32,
-                 "--epochs", 4, "--limit", 200, "--record", "record.json",
-                 "--cache", folder / "cache")
-    Script(*arguments, env=env).kill(
-        lambda printed: list(folder.glob(CHECKPOINT)))
-    done = script(*arguments, env=env)
+    done = script("0-transfer.py", folder, "--rehearse", "--size", 32,
+                  "--epochs", 2, "--limit", 200, "--record", "record.json",
+                  "--cache", folder / "cache", env=without_network(folder))
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
-
-
-def test_a_run_killed_in_training_continues(rehearsal):
-    folder, printed = rehearsal
-    assert "Continuing after epoch" in printed
-    assert "images to do" not in printed
-    with open(folder / "record.json") as file:
-        record = json.load(file)
-    assert len(record["history"]) == 4 and record["training_images"] == 200
-    assert not list(folder.glob("cache/training-*"))
 
 
 def test_the_rehearsal_says_what_it_is(rehearsal):
@@ -576,6 +611,7 @@ def test_the_record_tells_the_run(rehearsal):
     with open(folder / "record.json") as file:
         record = json.load(file)
     assert record["arguments"]["seed"] == 0
+    assert len(record["history"]) == 2 and record["training_images"] == 200
     assert record["test_accuracy"] == pytest.approx(
         accuracy(printed), abs=1e-4)
     assert record["recipe"] == {
@@ -596,21 +632,21 @@ def test_the_rehearsal_transfers(tmp_path):
 
 
 @pytest.fixture
-def run_small(shipped, tmp_path, monkeypatch, capsys):
-    """Give a function that runs main() on a few images at 32 pixels.
+def run_small(tmp_path, monkeypatch, capsys):
+    """Give a function that runs main() on few images, with few layers.
 
     It returns the images, the model as it was before, what was printed.
     """
     def run_it(*options):
         """Run main() with these options."""
         images, labels = noise_images(200), np.arange(200)[:, None] % 10
-        model = transfer.build_model(32)
-        model.set_weights(shipped.get_weights())
+        monkeypatch.setattr(K.applications, "MobileNetV2", small_application)
+        model = transfer.build_model(64)
         monkeypatch.setattr(transfer, "cifar10_and_model", lambda size: (
             ((images, labels), (images[:20], labels[:20])), model))
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [
-            "0-transfer.py", "--size", "32", "--cache", "cache", "--record",
+            "0-transfer.py", "--size", "64", "--cache", "cache", "--record",
             "run.json", *options])
         transfer.main()
         return images, model, capsys.readouterr().out
@@ -774,17 +810,17 @@ def test_real_images_and_weights_end_to_end(trials):
 
 
 @real_data
-def test_killed_anywhere_it_ends_the_same(trials):
+def test_killed_anywhere_real_runs_end_the_same(trials):
     folder, undisturbed, (first, second), last = trials
     assert "10,000 of 10,000 images to do" in first
     assert "of 10,000 images to do" in second
     assert "10,000 of 10,000 images to do" not in second
     assert "images to do" not in last and "Continuing after" in last
     assert accuracy(last) == accuracy(undisturbed)
-    for ours, theirs in zip(*(
-            K.models.load_model(folder / name).get_weights()
-            for name in ("trial.h5", "undisturbed.h5"))):
-        np.testing.assert_array_equal(ours, theirs)
+    ours, theirs = map(weights, (folder / "trial.h5",
+                                 folder / "undisturbed.h5"))
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
 
 
 @real_data

@@ -1,61 +1,180 @@
 #!/usr/bin/env python3
-"""What benchmarks/frozen_once.py compares, and that it runs."""
+"""What benchmarks/frozen_once.py compares, and that it runs.
+
+With few layers in the place of MobileNetV2's, except on real images.
+"""
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
+from tensorflow import keras as K
 
 import frozen_once
-from helpers import real_data, script
+from helpers import (
+    noise_images, real_data, script, small_application, usage_error,
+    without_network)
 
 transfer = frozen_once.transfer
-LABELS = np.eye(10, dtype="float32")[np.arange(256) % 10]
+IMAGES = noise_images(300)
+LABELS = np.eye(10, dtype="float32")[np.arange(300) % 10]
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """Train what is above the base, then what is above the cut.
-
-    Returns: {way: (layers, {layer: whether its weights have changed})}
-    """
-    images = np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3))
-    changed = {}
-    for way in ("fit, base frozen, from images",
-                "fit, upper half trained, from images"):
-        model = transfer.build_model(32, 0.35)
-        before = {layer.name: layer.get_weights() for layer in model.layers}
-        assert frozen_once.WAYS[way](
-            model, images.astype("uint8"), LABELS) > 0
-        changed[way] = [layer.name for layer in model.layers], {
-            layer.name: [not np.array_equal(old, new) for old, new in zip(
-                before[layer.name], layer.get_weights())]
-            for layer in model.layers if layer.weights}
-    return changed
+@pytest.fixture
+def model(monkeypatch):
+    """Build 0-transfer.py's network with few layers."""
+    monkeypatch.setattr(K.applications, "MobileNetV2", small_application)
+    return transfer.build_model(64)
 
 
 @pytest.mark.parametrize("way, last", [
     ("fit, base frozen, from images", "average"),
     ("fit, upper half trained, from images", transfer.CUT)])
 def test_fit_changes_what_is_above_a_layer_and_nothing_below(
-        trained, way, last):
-    names, changed = trained[way]
-    for name, weights in changed.items():
-        above = names.index(name) > names.index(last)
-        assert all(weights) if above else not any(weights), name
+        model, way, last):
+    before = {layer.name: layer.get_weights() for layer in model.layers}
+    assert frozen_once.WAYS[way](model, IMAGES, LABELS) > 0
+    above = False
+    for layer in model.layers:
+        for old, new in zip(before[layer.name], layer.get_weights()):
+            assert above != np.array_equal(old, new), layer.name
+        above = above or layer.name == last
 
 
-def test_throughput_counts_from_the_end_of_the_first_batch():
+def test_throughput_counts_from_the_end_of_the_first_batch(monkeypatch):
     clock = frozen_once.Clock()
-    clock.times = [5.0, 6.0, 7.0]  # the first took 5 seconds to begin
-    assert clock.throughput(128) == 128
+    times = iter([5.0, 6.0, 9.0])  # the first took 5 seconds to begin
+    monkeypatch.setattr(frozen_once.time, "perf_counter", lambda: next(times))
+    for batch in range(3):
+        (clock.on_train_batch_end if batch else clock.on_predict_batch_end)(
+            batch)
+    assert clock.throughput(128) == 128 * 2 / 4
+
+
+@pytest.mark.parametrize("way, name", [
+    ("predict, whole base", "Conv_1_BN"),
+    ("predict, frozen part", transfer.CUT)])
+def test_predict_is_given_what_it_says(model, monkeypatch, way, name):
+    assert frozen_once.WAYS[way](model, IMAGES, LABELS) > 0
+    seen = []
+
+    def predict(part, X, verbose, callbacks):
+        """Look at what predict is given; say that 9 batches took 4 s."""
+        callbacks[0].times = list(np.linspace(10, 14, 9))
+        seen.extend([part.output, X])
+
+    monkeypatch.setattr(K.Model, "predict", predict)
+    assert frozen_once.WAYS[way](model, IMAGES, LABELS) == 32 * 8 / 4
+    assert seen[0] is model.get_layer(name).output
+    np.testing.assert_array_equal(seen[1], transfer.scale(IMAGES[:288]))
+
+
+def assert_stored(path, model, images):
+    """Stored are the outputs of the frozen part, as Keras's predict has them.
+    """
+    expected = K.Model(model.input, model.get_layer(transfer.CUT).output
+                       ).predict(transfer.scale(images), verbose=0)
+    np.testing.assert_allclose(np.load(path), expected, rtol=2e-3,
+                               atol=2e-3 * np.abs(expected).max())
+
+
+def test_our_frozen_pass_goes_over_each_image_once(model, monkeypatch):
+    def pass_record(path):
+        """Look at what is stored; say that it took 4 s."""
+        assert_stored(path, model, IMAGES)
+        return {"seconds": 4.0}
+
+    monkeypatch.setattr(frozen_once.networks, "pass_record", pass_record)
+    assert frozen_once.WAYS["our frozen pass"](model, IMAGES, LABELS) == 75
+
+
+def test_our_training_is_measured_in_its_second_epoch(model, monkeypatch):
+    images, labels = IMAGES[:290], LABELS[:290]
+    before = model.get_layer("classes").get_weights()
+    train = transfer.train
+
+    def train_and_look(top, stored, Y, views, *arguments, **options):
+        """Train; say that the first epoch took 100 s, and the second 2."""
+        assert_stored(stored, model, np.concatenate(
+            [images, images[:, :, ::-1]])[views.ravel()])
+        for rows in views:
+            np.testing.assert_array_equal(Y[rows], labels)
+        history = train(top, stored, Y, views, *arguments, **options)
+        assert len(history) == 2 and history[1]["seconds"] > 0
+        return [{"seconds": 100.0}, {"seconds": 2.0}]
+
+    monkeypatch.setattr(transfer, "train", train_and_look)
+    # 20 batches of 14 images
+    assert frozen_once.WAYS["an epoch of our training"](
+        model, images, labels) == 280 / 2
+    for old, new in zip(before, model.get_layer("classes").get_weights()):
+        assert not np.array_equal(old, new)
+
+
+def test_a_way_is_measured_on_the_images_that_are_asked_for(
+        monkeypatch, capsys):
+    monkeypatch.setattr(
+        transfer, "cifar10_and_model", lambda size: (
+            ((IMAGES, np.arange(300)[:, None] % 10), None), f"at {size}"))
+    seen = []
+    monkeypatch.setitem(frozen_once.WAYS, "predict, whole base",
+                        lambda *arguments: seen.extend(arguments) or 12.5)
+    monkeypatch.setattr(sys, "argv", [
+        "frozen_once.py", "--way", "predict, whole base", "--images", "256",
+        "--size", "96"])
+    frozen_once.main()
+    assert seen[0] == "at 96"
+    np.testing.assert_array_equal(seen[1], IMAGES[:256])
+    np.testing.assert_array_equal(seen[2], LABELS[:256])
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["images_per_second"] == 12.5
+    assert measured["peak_memory_bytes"] > 2 ** 20
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--images", 255], "--images starts at 256"),
+    (["--json", "nowhere/out.json"], "there is no such folder"),
+    (["--way", "fit"], "our frozen pass"), (["--sise", 96], "--sise")])
+def test_a_usage_error_gets_one_message(
+        tmp_path, monkeypatch, capsys, arguments, words):
+    assert words in usage_error(frozen_once.main, monkeypatch, capsys,
+                                tmp_path, *arguments).splitlines()[-1]
+
+
+def test_without_data_and_network(tmp_path):
+    done = script("benchmarks/frozen_once.py", tmp_path, "--json",
+                  tmp_path / "out.json", env=without_network(tmp_path))
+    assert done.returncode == 69
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("CIFAR-10 is missing") == 1
+    assert not (tmp_path / "out.json").exists()
+
+
+# Three of the ways, or half the time would go into starting TensorFlow
+SHORT = """\
+import frozen_once
+frozen_once.WAYS = {way: None for way in (
+    "predict, whole base", "fit, base frozen, from images",
+    "an epoch of our training")}
+frozen_once.main()
+"""
 
 
 @real_data
 def test_the_benchmark_runs(tmp_path):
-    out = tmp_path / "out.json"
-    done = script("benchmarks/frozen_once.py", tmp_path, "--images", 256,
-                  "--size", 96, "--json", out)
+    path = tmp_path / "short.py"
+    path.write_text(SHORT)
+    done = script(path, tmp_path, "--images", 256, "--size", 64, "--json",
+                  tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
-    ways = json.loads(out.read_text())["ways"]
-    assert list(ways) == list(frozen_once.WAYS) and len(ways) == 6
-    assert all(way["images_per_second"] > 0 for way in ways.values())
+    with open(tmp_path / "out.json") as file:
+        record = json.load(file)
+    assert (record["images"], record["size"]) == (256, 64)
+    assert record["machine"]["cores"] == os.cpu_count()
+    assert "peak_memory_bytes" not in record["machine"]
+    assert len(record["ways"]) == 3
+    for way, row in record["ways"].items():
+        assert row["images_per_second"] > 0
+        assert row["peak_memory_bytes"] > 2 ** 28
+        assert f"{way:>36} {row['images_per_second']:8.1f}" in done.stdout

@@ -139,6 +139,7 @@ def test_missing_weights_are_named_as_keras_names_them(tmp_path):
 
 
 @real_data
+@pytest.mark.filterwarnings("ignore:.*input_shape")  # of MobileNetV2
 @pytest.mark.parametrize("name", ["MobileNetV2", "DenseNet121"])
 def test_the_weights_are_imagenet_s(name):
     images = K.Input((32, 32, 3))
