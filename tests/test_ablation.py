@@ -123,7 +123,8 @@ def speed():
 
 @pytest.mark.parametrize("name", [
     "upper half", "upper half, not mirrored", "linear head",
-    "stored as float32", "random weights, all trained, 1 epoch"])
+    "stored as float32", "BatchNorm frozen, rate 2e-4",
+    "random weights, all trained, 1 epoch"])
 def test_each_image_is_where_it_belongs(name, small, tmp_path, monkeypatch):
     X, labels = small
     row = ablation.ROWS[name]

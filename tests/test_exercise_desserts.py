@@ -24,6 +24,7 @@ import pictures
 import report
 import runs
 import simple_cnn
+import small_base
 import transfer_model
 from helpers import (
     ROOT, Script, Stop, he_initialize, real_data, run, script, thin_out,
@@ -114,7 +115,8 @@ def test_create_model_takes_any_size_and_number(size, classes):
     assert P.shape == (2, classes)
     np.testing.assert_allclose(P.sum(axis=1), 1, atol=1e-5)
     kinds = [type(layer).__name__ for layer in model.layers]
-    assert kinds.count("Conv2D") >= 2 and "MaxPooling2D" in kinds
+    assert kinds.count("Conv2D") >= 2
+    assert {"MaxPooling2D", "Dropout"} < set(kinds)
 
 
 # "for both, use the Xception preprocessor"
@@ -524,10 +526,23 @@ def test_the_head_is_warmed_up_slowly(optimizer):
     assert 2 <= default / rates[0] <= 10 and rates[1] < rates[0]
 
 
+def test_labels_are_smoothed_and_the_learning_rate_decays():
+    model = simple_cnn.create_model((8, 8, 3), 2)
+    transfer_model.compile_model(model, "adam", 0.007, 5, 100)
+    for step, share in ((0, 1), (50, 0.5), (100, 0)):
+        model.optimizer.iterations.assign(step)
+        assert float(model.optimizer.learning_rate) == pytest.approx(
+            0.007 * share, abs=1e-7)
+    X, Y = np.full((1, 8, 8, 3), 99.0, "float32"), np.eye(2)[:1]
+    log_p = np.log(model.predict_on_batch(X)[0])
+    assert model.test_on_batch(X, Y)[0] == pytest.approx(
+        -0.95 * log_p[0] - 0.05 * log_p[1], 1e-4)
+
+
 # "recompile and continue training", "Is it better than the simple ConvNet?"
 
 TRANSFER = ("--base", "MobileNetV2", "--size", 40, "--warm-up", 1, "--fine",
-            2, "--warm-up-rate", 2e-3, "--fine-rate", 5e-4)
+            2, "--warm-up-rate", 1e-3, "--fine-rate", 2e-2)
 
 
 @pytest.fixture(scope="module")
@@ -571,10 +586,31 @@ def test_each_phase_has_its_epochs_and_learning_rate(transferred):
         assert [row["phase"] for row in record["history"]] == (
             ["warm-up"] + ["fine-tuning"] * 2)
         logs = out / "logs" / f"MobileNetV2-{optimizer}"
-        for phase, start, epochs in (("warm-up", 2e-3, 1),
-                                     ("fine-tuning", 5e-4, 2)):
+        for phase, start, epochs in (("warm-up", 1e-3, 1),
+                                     ("fine-tuning", 2e-2, 2)):
             assert_cosine(logged(logs / phase / "train",
                                  "epoch_learning_rate"), start, epochs)
+
+
+def test_only_the_last_block_and_the_head_are_trained(
+        transferred, monkeypatch):
+    monkeypatch.setattr(K.applications, "MobileNetV2", small_base.MobileNetV2)
+    for optimizer in "adam", "sgd":
+        path = transferred[0] / f"runs/transfer_model/MobileNetV2-{optimizer}"
+        history = read(f"{path}.json")["history"]
+        best = max(history, key=lambda epoch: epoch["val_accuracy"])
+        model = networks.build_with_head(
+            "MobileNetV2", (40, 40, 3), 3, weights=None)
+        saved = K.models.load_model(f"{path}.keras")
+        assert [layer.name for layer in model.layers if any(
+            not np.array_equal(ours, theirs) for ours, theirs in zip(
+                layer.get_weights(),
+                saved.get_layer(layer.name).get_weights()))] == {
+            "warm-up": ["head"],
+            "fine-tuning": ["block_14_expand", "Conv_1", "head"],
+        }[best["phase"]]
+        # or the last block would not be looked at
+        assert optimizer != "adam" or best["phase"] == "fine-tuning"
 
 
 def test_without_a_simple_network_its_command_is_named(transferred):

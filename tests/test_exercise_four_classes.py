@@ -20,7 +20,7 @@ import networks
 import pictures
 from helpers import (
     ROOT, Script, he_initialize, real_data, run, script, thin_out,
-    usage_error)
+    usage_error, without_network)
 
 CLASSES = ["cats", "dogs", "horses", "humans"]
 
@@ -150,7 +150,10 @@ def test_both_styles_are_tested_on_the_same_images(comparison):
         assert paths[0] == paths[1] and len(set(paths[0])) == 8
         assert [record["title"] for record in both] == [
             "feature extraction", "fine-tuning"]
-        assert [record["split"] for record in both] == [number] * 2
+        for record in both:
+            assert record["split"] == number
+            assert record["val_accuracy"] == (
+                record["history"][-1]["val_accuracy"])
         tests.append(set(paths[0]))
     assert tests[0] != tests[1]
 
@@ -309,6 +312,7 @@ def test_what_must_stay_is_refused(comparison, splits, words):
 
 
 def test_too_few_images_get_one_message(tmp_path):
+    """Before the base sees one of them."""
     draw(tmp_path / "in", {"cats": 9, "dogs": 4})
     done = script("tests/small_base.py", tmp_path, "four_classes_transfer",
                   "in")
@@ -316,6 +320,7 @@ def test_too_few_images_get_one_message(tmp_path):
     assert ("A class of 4 images can't be split: expected at least 5 in each"
             ) in done.stderr
     assert "Traceback" not in done.stderr
+    assert "Frozen part" not in done.stdout
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -331,11 +336,22 @@ def test_a_usage_error_gets_one_message(
 def test_images_that_are_split_already_are_for_the_other_scripts(tmp_path):
     for split in "train", "test":
         draw(tmp_path / "in" / split, {"cats": 1, "dogs": 1})
-    done = run([sys.executable, os.path.join(
-        ROOT, "four_classes_transfer.py"), "in"], tmp_path)
+    done = script("four_classes_transfer.py", tmp_path, "in")
     assert done.returncode == 1 and "simple_cnn.py" in done.stderr
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == ["in"]
+
+
+def test_missing_weights_are_named(tmp_path):
+    """At once; that command isn't refused later."""
+    draw(tmp_path / "in", {"cats": 1, "dogs": 1})
+    done = run([sys.executable, os.path.join(
+        ROOT, "four_classes_transfer.py"), "in"], tmp_path,
+        without_network(tmp_path / "home"))
+    assert done.returncode == 69
+    assert "mobilenet_v2_weights" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["home", "in"]
 
 
 # On real images

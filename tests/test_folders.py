@@ -305,7 +305,7 @@ def test_the_best_model_predicts_as_it_was_evaluated(
 
 def test_any_image_is_prepared_as_in_the_clean_copy(
         out, tmp_path, monkeypatch, capsys):
-    image = tinted(1, 5, (60, 30)).convert("RGBA")
+    image = tinted(1, 5, (60, 9)).convert("RGBA")
     image.putalpha(128)  # half of the white page shows through
     image.save(tmp_path / "leaf.webp", lossless=True)
     assert predict(monkeypatch, out, tmp_path / "leaf.webp") == 0

@@ -14,7 +14,7 @@ import pytest
 from tensorflow import keras as K
 
 import networks
-from helpers import ROOT, real_data, run, without_network
+from helpers import ROOT, he_initialize, real_data, run, without_network
 
 MOMENTA = {"MobileNetV2": 0.999, "DenseNet121": 0.99, "Xception": 0.99}
 
@@ -68,8 +68,9 @@ def test_batchnorm_gets_the_momentum_that_is_asked_for():
 
 @pytest.fixture
 def with_head():
-    """Put a new head on MobileNetV2."""
-    return networks.build_with_head("MobileNetV2", (32, 32, 3), 5, None)
+    """Put a new head on MobileNetV2, whose features aren't all 0."""
+    return he_initialize(networks.build_with_head(
+        "MobileNetV2", (32, 32, 3), 5, None))
 
 
 def trained(model):
