@@ -734,9 +734,10 @@ def test_real_images_and_weights_end_to_end(tmp_path):
                   "--cache", "cache")
     assert done.returncode == 0, done.stderr
     found = report.read(str(tmp_path / "runs" / "cifar100-limit-200"))
-    assert [(r["base"], r["style"]) for r in found] == [
-        ("MobileNetV2", "fixed"), ("MobileNetV2", "partial"),
-        ("DenseNet121", "fixed"), ("DenseNet121", "partial")]
+    # Sorted, since the report has the base first that was faster here.
+    assert sorted((r["base"], r["style"]) for r in found) == [
+        ("DenseNet121", "fixed"), ("DenseNet121", "partial"),
+        ("MobileNetV2", "fixed"), ("MobileNetV2", "partial")]
     for record in found:  # chance gives 5 %
         assert record["test_top5"] > 0.25
         frozen, total = FROZEN[record["base"]]

@@ -142,7 +142,7 @@ def test_the_stored_outputs_stay_until_the_user_deletes_them(comparison):
 
 def test_both_styles_are_tested_on_the_same_images(comparison):
     out, _ = comparison
-    tests = []
+    copy, tests = pictures.Copy(str(out / "pictures")), []
     for number in range(2):
         both = records(out, number)
         paths = [[row[1] for row in record["evaluation"]["answers"]]
@@ -154,6 +154,9 @@ def test_both_styles_are_tested_on_the_same_images(comparison):
             assert record["split"] == number
             assert record["val_accuracy"] == (
                 record["history"][-1]["val_accuracy"])
+        _, _, test = four_classes.split(copy.labels(copy.source), number)
+        originals = list(copy.source.values())
+        assert paths[0] == [originals[i] for i in test]
         tests.append(set(paths[0]))
     assert tests[0] != tests[1]
 
