@@ -5,7 +5,6 @@
     begin                  claims --out and makes the clean copy of the images
     load                   a saved model
     evaluate, metrics      how good a model's predictions are
-    compare                McNemar's test of two models on the same images
     record                 writes down a training on the desserts
     predict                the command line's --predict, on a user's images
 """
@@ -137,26 +136,6 @@ def metrics(P, copy, paths):
         "answers": list(zip(
             paths, [copy.source[path] for path in paths], truth.tolist(),
             predicted.tolist(), P.max(axis=1).tolist()))}
-
-
-def compare(this, other):
-    """Which of two models is right on images that the other gets wrong.
-
-    this, other: metrics of both on the same images
-    Returns: a dict for JSON: how many images only this one and only the other
-        gets right, and the p of McNemar's exact test (Psychometrika 12, 1947)
-    """
-    def right(evaluation):
-        """Whether the prediction is right, for each image."""
-        return {source: truth == predicted for _, source, truth, predicted, _
-                in evaluation["answers"]}
-
-    ours, theirs = right(this), right(other)
-    wins = sum(ours[image] > theirs[image] for image in ours)
-    losses = sum(ours[image] < theirs[image] for image in ours)
-    p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    return {"only_this_right": wins, "only_other_right": losses,
-            "p": float(p)}
 
 
 def record(out, name, model, copy, history, **more):

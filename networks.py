@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Bases that know ImageNet, which the scripts put new heads on.
 
-    BASES            where each base is cut, and what it was trained with
+    BASES            where each base is cut, and where its weights are
+    APPLICATIONS     the names of all of Keras's applications
     features         a base without its top, its preprocessing included
     build_with_head  a base with a new head for other classes
     freeze_base, last_block, unfreeze_last_block: which layers are trained
@@ -13,6 +14,7 @@ The scripts on CIFAR-100 and on folders of images use it.
 import collections
 import json
 import os
+import sys
 import time
 
 import numpy as np
@@ -21,63 +23,93 @@ from tensorflow import keras as K
 
 transfer = __import__("0-transfer")
 
-Base = collections.namedtuple(
-    "Base", "size first_trained last_block mean std weights")
-IMAGENET = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-MINUS_1_TO_1 = [127.5] * 3, [127.5] * 3
+Base = collections.namedtuple("Base", "size first_trained last_block weights")
 # size: pixels to which CIFAR-100's 32x32 images are scaled up
 # first_trained: the layer above CIFAR-100's cut; through its input passes
 #     everything that the layers above see of an image
 # last_block: how the name of the first layer begins that is fine-tuned on
 #     folders of images; Xception's 14th block is its last, the other bases'
 #     are about as far up
-# mean, std: of the pixels that the base was trained with
+# weights: where Keras downloads them from
 BASES = {
     "MobileNetV2": Base(
         160, "block_9_expand",  # 27 of 52 convolutions frozen
-        "block_14", *MINUS_1_TO_1,
+        "block_14",
         "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_"
         "224_no_top.h5"),
+    "EfficientNetV2B0": Base(
+        160, "block6a_expand_conv",  # 50 of 91
+        "block6a", "efficientnet_v2/efficientnetv2-b0_notop.h5"),
     "DenseNet121": Base(
         128, "conv4_block12_0_bn",  # 61 of 120
-        "conv5", *IMAGENET,
+        "conv5",
         "densenet/densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5"),
     "Xception": Base(
         128, "block8_sepconv1_act",  # 20 of 40
-        "block14", *MINUS_1_TO_1,
+        "block14",
         "xception/xception_weights_tf_dim_ordering_tf_kernels_notop.h5"),
 }
+APPLICATIONS = [name for name in dir(K.applications) if name[0].isupper()]
+URL = "https://storage.googleapis.com/tensorflow/keras-applications/"
+MOMENTUM = 0.9  # of a BatchNorm that is trained: at 0.999 its averages lag
 # Between probabilities from float16 features and those from images: rounding
 # makes 0.0003, a wrong layer or wrong weights far more.
 MAX_DIFFERENCE = 0.05
 
 
+def weights_path(name):
+    """Where Keras keeps a base's weights; of some, only the folder's known."""
+    weights = BASES[name].weights if name in BASES else ""
+    return os.path.join(transfer.keras_folder("models"),
+                        os.path.basename(weights))
+
+
+def load_weights(name, build, offline_hint=""):
+    """Return build(), for which Keras may have to download a base's weights.
+
+    name: one of APPLICATIONS
+    offline_hint: what a user without a network can do instead
+    """
+    path, base = weights_path(name), BASES.get(name)
+    return transfer.fetch(
+        build, os.path.basename(path) or f"{name}'s file of weights", path,
+        URL + (base.weights if base else ""), offline_hint)
+
+
 def features(name, images, weights, momentum=None, offline_hint=""):
     """One of K.applications without its top: a base's features of images.
 
-    name: one of BASES
+    name: one of APPLICATIONS
     images: a tensor of RGB images in 0..255
     weights: "imagenet", downloaded if need be, or None (random)
     momentum: of BatchNorm; None leaves the application's own, which is right
         where BatchNorm stays frozen
     offline_hint: what a user without a network can do instead
     Returns: a tensor (m, f), averaged over all positions
+    Exits with a message if the images are too small for the application.
     """
-    base = BASES[name]
-    # The base's own preprocess_input, as a layer that is saved with the model
-    x = K.layers.Normalization(mean=base.mean, variance=[
-        std ** 2 for std in base.std], name="preprocess")(images)
+    module = next(
+        module for module in vars(K.applications).values()
+        if hasattr(module, "preprocess_input") and hasattr(module, name)
+        ) if "MobileNetV3" not in name else (
+            K.applications.mobilenet_v3)  # which doesn't name its networks
+    # On a tensor, it becomes a part of the model and is saved with it.
+    x = module.preprocess_input(images)
 
-    def build():
+    def build(weights):
         """The application on these images."""
-        return getattr(K.applications, name)(
-            input_tensor=x, include_top=False, weights=weights)
+        try:
+            return getattr(K.applications, name)(
+                input_tensor=x, include_top=False, weights=weights)
+        except ValueError as error:
+            if weights:
+                build(None)  # is it the weights, or the size?
+                raise
+            sys.exit(f"{name} doesn't take images of {images.shape[1]} "
+                     f"pixels: {error}")
 
-    file = os.path.basename(base.weights)
-    application = transfer.fetch(
-        build, file, os.path.join(transfer.keras_folder("models"), file),
-        "https://storage.googleapis.com/tensorflow/keras-applications/"
-        + base.weights, offline_hint) if weights else build()
+    application = load_weights(
+        name, lambda: build(weights), offline_hint) if weights else build(None)
     for layer in application.layers:
         if momentum and isinstance(layer, K.layers.BatchNormalization):
             layer.momentum = momentum
@@ -88,15 +120,16 @@ def features(name, images, weights, momentum=None, offline_hint=""):
 def build_with_head(name, input_size, n_categories, weights="imagenet"):
     """A base with a new head.
 
-    name: one of BASES
+    name: one of APPLICATIONS
     input_size: (height, width, 3)
     n_categories: how many classes
     weights: "imagenet", downloaded if need be, or None (random)
     Returns: a flat K.Model, RGB images in 0..255 -> (m, n_categories)
     """
+    here = [base for base in BASES if os.path.exists(weights_path(base))]
     images = K.Input(input_size, name="images")
-    x = features(name, images, weights, offline_hint="" if
-                 name == "MobileNetV2" else ", or choose --base MobileNetV2")
+    x = features(name, images, weights, offline_hint=here and (
+        f", or choose --base {' or '.join(here)}") or "")
     # Zero-initialised: rarely active features get little gradient, so random
     # weights would persist.
     return K.Model(images, K.layers.Dense(
@@ -111,20 +144,35 @@ def freeze_base(model):
 
 
 def last_block(model, name):
-    """The first layer of a base's last block, within a model."""
-    return next(layer for layer in model.layers
-                if layer.name.startswith(BASES[name].last_block))
+    """The first layer of a base's last block, within a model.
+
+    Where BASES doesn't say, the last block is what comes after the last layer
+    whose output is larger, in pixels, than that of the last convolution.
+    Padding doesn't count.
+    """
+    if name in BASES:
+        return next(layer for layer in model.layers
+                    if layer.name.startswith(BASES[name].last_block))
+    *_, last = (layer for layer in model.layers
+                if "Conv" in type(layer).__name__)
+    larger = [i for i, layer in enumerate(model.layers)
+              if len(layer.output.shape) == 4
+              and layer.output.shape[1] > last.output.shape[1]
+              and not isinstance(layer, K.layers.ZeroPadding2D)]
+    return model.layers[larger[-1] + 1]
 
 
-def unfreeze_last_block(model, name):
+def unfreeze_last_block(model, name, batch_norm=False):
     """Train a base's last block onward, and the head.
 
-    BatchNorm stays frozen: its averages over batches of a few images would
-    be too noisy.
+    batch_norm: whether BatchNorm is trained, too; its averages over batches
+        of a few images are noisy
     """
     first = model.layers.index(last_block(model, name))
     for layer in model.layers[first:]:
-        layer.trainable = not isinstance(layer, K.layers.BatchNormalization)
+        layer.trainable = True
+        if isinstance(layer, K.layers.BatchNormalization):
+            layer.trainable, layer.momentum = batch_norm, MOMENTUM
 
 
 def batches_of(images):

@@ -8,6 +8,7 @@ plots beside them: curves.png, a confusion-....png for each training, and
 more by exercise. The scripts call this when their runs end.
 """
 import argparse
+import collections
 import glob
 import io
 import itertools
@@ -19,6 +20,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.stats import binomtest
 from sklearn.metrics import classification_report
 
 import runs
@@ -125,21 +127,31 @@ def throughputs(record):
 
 def conclusions(records):
     """Say which is best, and at what cost, in a few sentences."""
-    lines = []
-    for base in dict.fromkeys(record["base"] for record in records):
-        styles = {record["style"]: record for record in records
-                  if record["base"] == base}
-        if len(styles) == 2:
-            fixed, partial = styles["fixed"], styles["partial"]
+    lines, styles = [], {}
+    for record in records:
+        styles.setdefault(record["base"], {})[record["style"]] = record
+    for base, pair in styles.items():
+        if len(pair) == 2:
+            fixed, partial = pair["fixed"], pair["partial"]
             verb = ("raises" if partial["test_top1"] > fixed["test_top1"]
                     else "changes")
             lines.append(
                 f"Fine-tuning {base}'s upper half {verb} test accuracy from "
                 f"{100 * fixed['test_top1']:.1f} % to "
-                f"{100 * partial['test_top1']:.1f} %, in "
+                f"{100 * partial['test_top1']:.1f} %. It takes "
                 f"{minutes(partial):.0f} minutes instead of "
-                f"{minutes(fixed):.0f}: "
+                f"{minutes(fixed):.0f}. In passes of predict, that is "
                 f"{passes(partial) / passes(fixed):.1f} times the cost.")
+    for style, words in STYLES.items():
+        same = [record for record in records if record["style"] == style]
+        if same[1:]:
+            lines.append(f"{words.capitalize()}: " + ", ".join(
+                f"{record['base']} reaches {100 * record['test_top1']:.1f} % "
+                f"in {minutes(record):.0f} minutes" for record in same) + ".")
+    sizes = {record["base"]: record["size"] for record in records}
+    if len(set(sizes.values())) > 1:
+        lines.append("The bases see images of different sizes: " + ", ".join(
+            f"{base} {size} pixels" for base, size in sizes.items()) + ".")
     best = max(records, key=lambda record: record["test_top1"])
     cheapest = min(records, key=minutes)
     if best is not cheapest:
@@ -173,6 +185,7 @@ CIFAR100_ROWS = {
     "training, seconds per epoch": lambda r:
         f"{training_seconds(r) / len(r['history']):.1f}",
     "epochs": lambda r: f"{len(r['history'])}",
+    "in all, minutes": lambda r: f"{minutes(r):.1f}",
     "predict throughput during training, images/s": throughputs,
     "total cost, in predict passes over 50,000 images":
         lambda r: f"{passes(r):.1f}",
@@ -208,6 +221,65 @@ def comparison_line(record, simple):
             f"{against_simple(record)}, McNemar).")
 
 
+def compare(this, other):
+    """Count the images that one of two models gets right, the other wrong.
+
+    this, other: evaluations of both on the same images, see folders.metrics;
+        if an image is there several times, its right predictions are counted
+    Returns: a dict for JSON: how many images only this one and only the other
+        gets right, and the p of McNemar's exact test (Psychometrika 12, 1947)
+    """
+    ours, theirs = collections.Counter(), collections.Counter()
+    for count, evaluation in (ours, this), (theirs, other):
+        for _, image, truth, predicted, _ in evaluation["answers"]:
+            count[image] += int(truth == predicted)
+    if ours.keys() != theirs.keys():
+        raise ValueError("compared on other images")
+    wins = sum(ours[image] > theirs[image] for image in ours)
+    losses = sum(ours[image] < theirs[image] for image in ours)
+    p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    return {"only_this_right": wins, "only_other_right": losses,
+            "p": float(p)}
+
+
+def best_line(records):
+    """Say which training is best on validation images, and how sure that is.
+
+    records: of trainings with a base, evaluated on the same holdout
+    """
+    best = max(records, key=lambda record: record["val_accuracy"])
+    others = [record for record in records if record is not best]
+    pairs = [compare(best["evaluation"], other["evaluation"])
+             for other in others]
+    return (f"Best on the validation images: {name(best)}, which gets "
+            f"{100 * best['evaluation']['accuracy']:.1f} % of the holdout "
+            "right. Compared with the others on the same images (wins : "
+            "losses; McNemar's test" + (
+                f", Bonferroni-corrected for {len(others)} comparisons"
+                if others[1:] else "") + "): " + "; ".join(
+                "{}, {} : {}, p = {:.2g}".format(
+                    name(other), pair["only_this_right"],
+                    pair["only_other_right"],
+                    min(1, len(others) * pair["p"]))
+                for other, pair in zip(others, pairs)) + ".")
+
+
+def style_line(extraction, tuning):
+    """Say which of Lab 8's two ways is better, if that can be told.
+
+    extraction, tuning: merged records of both on the same splits
+    """
+    pair = compare(tuning["evaluation"], extraction["evaluation"])
+    wins, losses = pair["only_this_right"], pair["only_other_right"]
+    verdict = ("No difference can be told" if pair["p"] >= 0.05 else
+               "Yes" if wins > losses else "No, it is worse")
+    images = {row[1] for row in tuning["evaluation"]["answers"]}
+    return (f"Is fine-tuning better? {verdict}: of {len(images):,} test "
+            f"images, it gets {wins} right more often than feature extraction "
+            f"does, and {losses} less often (sign test, p = "
+            f"{pair['p']:.2g}).")
+
+
 def mean_and_deviation(records):
     """Format the mean accuracy on several splits, and its deviation."""
     values = [100 * record["evaluation"]["accuracy"] for record in records]
@@ -216,15 +288,11 @@ def mean_and_deviation(records):
 
 
 def merge_splits(splits):
-    """Merge the records of a training on several splits; average curves."""
+    """Merge the evaluations of a training on several splits."""
     evaluations = [record["evaluation"] for record in splits]
     return {
         **splits[0], "title": f"{name(splits[0])}, " + (
             "one split" if len(splits) == 1 else f"all {len(splits)} splits"),
-        "history": [{key: np.mean([epoch[key] for epoch in epochs])
-                     for key in ("accuracy", "val_accuracy")}
-                    for epochs in zip(*(record["history"]
-                                        for record in splits))],
         "evaluation": {
             "answers": sum((one["answers"] for one in evaluations), []),
             "confusion": np.sum([one["confusion"] for one in evaluations],
@@ -251,8 +319,14 @@ FOUR_CLASSES_ROWS = {
         accuracy(r[0]["evaluation"]),
     "frozen pass (shared by all trainings), seconds": lambda r:
         f"{r[0]['pass_seconds']:.0f}",
-    "training, seconds per split": lambda r:
-        f"{np.mean(list(map(training_seconds, r))):.1f}",
+    "epochs, chosen on validation images": lambda r: ", ".join(
+        f"{epochs} ({count} of {len(r)})" for epochs, count in sorted(
+            collections.Counter(len(split["history"]) for split in r)
+            .items())),
+    "training (all numbers of epochs), seconds per split": lambda r:
+        "{:.1f}".format(np.mean([
+            training_seconds(split) + split["seconds_before"]
+            for split in r])),
 }
 
 
@@ -289,17 +363,19 @@ def write_plot(figure, path, banner="", **metadata):
     runs.write(path, png.getvalue())
 
 
-def show_history(panel, history, label="validation"):
-    """Show training and validation accuracy, epoch by epoch.
+def show_history(panel, history, label="validation", quantity="accuracy"):
+    """Show a training and its validation, epoch by epoch.
 
-    history: a dict with accuracy, val_accuracy and perhaps a phase for each
-        epoch; a dotted line separates phases
+    history: a dict for each epoch with the quantity and val_<quantity>, and
+        perhaps a phase; a dotted line separates phases
+    quantity: "accuracy" or "loss"
     """
     epochs = range(1, len(history) + 1)
+    scale = 100 if quantity == "accuracy" else 1
     for key, words, colour, marker in (
-            ("accuracy", "training (running average)", COLOURS[1], "s"),
-            ("val_accuracy", label, COLOURS[0], "o")):
-        panel.plot(epochs, [100 * epoch[key] for epoch in history],
+            (quantity, "training (running average)", COLOURS[1], "s"),
+            (f"val_{quantity}", label, COLOURS[0], "o")):
+        panel.plot(epochs, [scale * epoch[key] for epoch in history],
                    color=colour, marker=marker, markersize=4, label=words)
     phases = [epoch.get("phase") for epoch in history]
     for i in range(1, len(phases)):
@@ -307,24 +383,20 @@ def show_history(panel, history, label="validation"):
             panel.axvline(i + 0.5, color="grey", linestyle=":")
     panel.set_xlabel("epoch")
     panel.set_xticks(epochs[::-(-len(epochs) // 10)])
-    panel.set_ylabel("accuracy, %")
+    panel.set_ylabel("accuracy, %" if quantity == "accuracy" else quantity)
     panel.yaxis.set_tick_params(labelleft=True)
     panel.grid(alpha=0.3)
 
 
 def draw_curves(records, path):
-    """Plot each training's accuracy, epoch by epoch."""
-    columns = min(2, len(records))
-    lines = -(-len(records) // columns)
-    figure = Figure((WIDTH, 2.9 * lines + 0.3), layout="constrained")
-    panels = figure.subplots(
-        lines, columns, sharey=True, squeeze=False).ravel()
-    for panel, record in zip(panels, records):
-        show_history(panel, record["history"])
-        panel.set_title(name(record), fontsize=11)
-    panels[0].legend()
-    for panel in panels[len(records):]:
-        panel.remove()
+    """Plot each training's accuracy and loss, epoch by epoch."""
+    figure = Figure((WIDTH, 2.6 * len(records) + 0.3), layout="constrained")
+    panels = figure.subplots(len(records), 2, sharey="col", squeeze=False)
+    for record, pair in zip(records, panels):
+        for panel, quantity in zip(pair, ("accuracy", "loss")):
+            show_history(panel, record["history"], quantity=quantity)
+        pair[0].set_title(name(record), fontsize=11)
+    panels[0, 0].legend()
     write_plot(figure, path, warning(records))
 
 
@@ -332,7 +404,8 @@ def draw_accuracy_against_time(records, path):
     """Plot validation accuracy against the total time."""
     figure = Figure((WIDTH, 4.5), layout="constrained")
     panel = figure.subplots()
-    for record, colour, marker in zip(records, COLOURS, "osD^vP"):
+    for record, colour, marker in zip(
+            records, itertools.cycle(COLOURS), itertools.cycle("osD^vPX")):
         ends = seconds_before(record) + np.cumsum([
             epoch["seconds"] for epoch in record["history"]])
         panel.plot(ends / 60, [100 * epoch["val_accuracy"]
@@ -464,9 +537,11 @@ def report_desserts(folder, records):
         draw_mistakes(record, os.path.join(folder, "pictures"),
                       os.path.join(folder, f"mistakes-{slug(record)}.png"))
     simple = [record for record in records if "base" not in record]
+    based = [record for record in records if "base" in record]
     return table(records, DESSERTS_ROWS), [
-        comparison_line(record, simple[0]) for record in records
-        if "against_simple" in record]
+        *(comparison_line(record, simple[0]) for record in based
+          if "against_simple" in record),
+        *([best_line(based)] if based[1:] else [])]
 
 
 def report_four_classes(folder, records):
@@ -476,8 +551,11 @@ def report_four_classes(folder, records):
     """
     styles = [list(group) for _, group in itertools.groupby(records, name)]
     merged = list(map(merge_splits, styles))
-    draw_curves(merged, os.path.join(folder, "curves.png"))
-    texts = []
+    # Each split has its own number of epochs, so there is no mean of curves.
+    draw_curves([dict(splits[0], title=f"{name(splits[0])}, first split")
+                 for splits in styles], os.path.join(folder, "curves.png"))
+    counts = [len(splits) for splits in styles]
+    texts = [style_line(*merged)] if counts == 2 * counts[:1] else []
     for splits, record in zip(styles, merged):
         classes, evaluation = record["classes"], record["evaluation"]
         draw_confusion(

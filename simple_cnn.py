@@ -34,7 +34,7 @@ MOMENTUM = 0.9          # of BatchNorm: at 0.99 its averages lag behind
 
 
 def create_model(input_size, n_categories):
-    """A small convolutional network.
+    """A small convolutional network: feed it 0..255, do not preprocess again.
 
     input_size: (height, width, 3)
     n_categories: how many classes
@@ -131,6 +131,7 @@ def train(model, copy, args, epochs, name, *, batch, phase="training",
         model.fit(
             augmented(copy, size, batch, int(seed.integers(2 ** 31))),
             validation_data=validation, initial_epoch=epoch, epochs=epochs,
+            shuffle=False,  # the dataset is shuffled already
             verbose=transfer.bar_or_lines(), callbacks=[
                 K.callbacks.TensorBoard(os.path.join(logs, name, phase),
                                         write_graph=epoch == 0),

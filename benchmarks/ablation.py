@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""Measure what each choice of 0-transfer.py is worth, one at a time.
+"""Measure what each choice is worth, one at a time, on MobileNetV2.
 
     benchmarks/ablation.py --out runs/ablation
 
-Each row is trained on 10,000 of CIFAR-10's training images and validated on
-5,000 others; the test images are not used. Some rows are trained with three
-seeds, the others with one (see ROWS). Before each frozen pass and each
-training, the throughput of Keras's predict is measured on 1,000 images through
-the whole base at 128 pixels. The cost of a row is given in such passes over
-its 10,000 images, at the median throughput of its process.
+Everything else is as in 0-transfer.py. Each row is trained on 10,000 of
+CIFAR-10's training images and validated on 5,000 others; the test images are
+not used. Some rows are trained with three seeds, the others with one (see
+ROWS).
+
+Before each frozen pass and each training, the throughput of Keras's predict is
+measured on 1,000 images through the whole base at 128 pixels. The cost of a
+row is given in such passes over its 10,000 images, at the median throughput of
+its process.
 
 It writes a JSON file for each row and seed into --out; those that the paper
 shows are in results/ablation. It takes an hour and a half on two cores, 6 GiB
@@ -26,6 +29,7 @@ from tensorflow import keras as K
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 sys.path.insert(0, ROOT)
+import mobilenetv2  # noqa: E402
 import networks  # noqa: E402
 import runs  # noqa: E402
 
@@ -47,7 +51,7 @@ THROUGHPUT_SIZE = 128   # pixels, whatever the size of the row
 Row = collections.namedtuple(
     "Row", "seeds size cut epochs mirror hidden momentum learning_rate "
     "weights storage")
-UPPER = Row(3, 128, transfer.CUT, 3, True, 0, transfer.MOMENTUM,
+UPPER = Row(3, 128, mobilenetv2.CUT, 3, True, 0, networks.MOMENTUM,
             transfer.LEARNING_RATE, "imagenet", "float16")
 HEAD = UPPER._replace(cut="average", epochs=20, mirror=False)
 ONCE = UPPER._replace(seeds=1)
@@ -90,11 +94,11 @@ class Checkpoint(transfer.Checkpoint):
 
 
 def build(row):
-    """0-transfer's network with a row's changes.
+    """The network with a row's changes.
 
     Returns: the model; the tensor at the cut, or the images without a cut
     """
-    model = transfer.build_model(row.size, weights=row.weights)
+    model = mobilenetv2.build_model(row.size, weights=row.weights)
     if row.hidden:
         x = model.get_layer("dropout").output
         x = K.layers.Dense(row.hidden, activation="relu", name="hidden")(x)
@@ -118,7 +122,7 @@ class Throughput:
     def __init__(self, model, images):
         """Begin; the time names this process.
 
-        model: 0-transfer's; images: CIFAR-10's, uint8 (m, 32, 32, 3)
+        model: the network; images: CIFAR-10's, uint8 (m, 32, 32, 3)
         """
         self.base = K.Model(model.input, model.get_layer("average").output)
         self.images = transfer.scale(images[:THROUGHPUT_IMAGES])
@@ -194,7 +198,8 @@ def train_row(name, seed, X, labels, throughput, path, cache):
 def run(args):
     """All rows that aren't recorded yet."""
     # This may fail, so it comes before --overwrite deletes anything.
-    ((X, labels), _), model = transfer.cifar10_and_model(THROUGHPUT_SIZE)
+    ((X, labels), _), model = mobilenetv2.images_and_model(
+        THROUGHPUT_SIZE)
     runs.start(args.out, "benchmarks/ablation.py", {
         "images": IMAGES, "held out": VALIDATION_IMAGES,
         **{name: list(row) for name, row in ROWS.items()}}, args.overwrite)

@@ -3,12 +3,13 @@
 
     benchmarks/frozen_once.py [--images N] [--size PIXELS] [--json FILE]
 
-Each way runs in its own process, one after the other, on the same real images
-at the same size. It takes a few minutes, prints a table of images per second
-and peak memory, and writes the table as JSON. Not counted are the warm-up and
-the wait for TensorFlow's input tuner at the end of Keras's fit and predict.
-Our ways tell glibc to keep its memory, as 0-transfer.py does; Keras's run as
-people run them. The peak memory of our training includes the frozen pass.
+The network is that of the paper's experiments, on MobileNetV2. Each way runs
+in its own process, one after the other, on the same real images at the same
+size. It takes a few minutes, prints a table of images per second and peak
+memory, and writes the table as JSON. Not counted are the warm-up and the wait
+for TensorFlow's input tuner at the end of Keras's fit and predict. Our ways
+tell glibc to keep its memory, as 0-transfer.py does; Keras's run as people run
+them. The peak memory of our training includes the frozen pass.
 """
 import argparse
 import json
@@ -23,6 +24,7 @@ from tensorflow import keras as K
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
+import mobilenetv2  # noqa: E402
 import networks  # noqa: E402
 import runs  # noqa: E402
 
@@ -121,7 +123,7 @@ def train_epoch(model, images, labels):
 
 def cut(model):
     """The tensor between the frozen part and the trained one."""
-    return model.get_layer(transfer.CUT).output
+    return model.get_layer(mobilenetv2.CUT).output
 
 
 WAYS = {
@@ -136,7 +138,7 @@ WAYS = {
 
 def measure(way, count, size):
     """Measure one way in this process, and print the result."""
-    (data, _), model = transfer.cifar10_and_model(size)
+    (data, _), model = mobilenetv2.images_and_model(size)
     images, labels = data[0][:count], data[1][:count, 0]
     throughput = WAYS[way](
         model, images, np.eye(10, dtype="float32")[labels])
@@ -171,7 +173,7 @@ def main():
     """Read the command line; measure one way, or run all."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--size", type=int, default=transfer.SIZE)
+    parser.add_argument("--size", type=int, default=mobilenetv2.SIZE)
     parser.add_argument("--json", metavar="FILE", default=os.path.join(
         HERE, os.pardir, "results", "cifar10", "frozen_once.json"))
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)

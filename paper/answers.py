@@ -61,7 +61,7 @@ def collect(X, truth, P):
 
 def run(args):
     """Let the saved model predict, and write."""
-    (_, (X, labels)), _ = transfer.cifar10_and_model(transfer.SIZE)
+    _, (X, labels) = transfer.cifar10()
     model = K.models.load_model(os.path.join(ROOT, "cifar10.h5"))
     X_p, _ = transfer.preprocess_data(X, labels)
     P = model.predict(X_p, batch_size=128, verbose=transfer.bar_or_lines())

@@ -79,11 +79,15 @@ class Script:
             os.remove(name)
         return done
 
-    def kill(self, when, how=signal.SIGKILL):
-        """Kill it once when(stdout) is true; return what it printed."""
+    def wait_until(self, when):
+        """Wait until when(stdout) is true."""
         while not when(self.printed()[0]):
             assert self.process.exitcode is None, self.printed()
             time.sleep(0.001)
+
+    def kill(self, when, how=signal.SIGKILL):
+        """Kill it once when(stdout) is true; return what it printed."""
+        self.wait_until(when)
         os.kill(self.process.pid, how)
         done = self.wait()
         assert done.returncode == (130 if how == signal.SIGINT else -how)
@@ -151,13 +155,14 @@ def thin_out(data, path, step):
             some.writestr(name, everything.read(name))
 
 
-def small_application(input_tensor, **options):
-    """Make few layers, some with the names of MobileNetV2's, in its place."""
+def small_application(input_tensor, cut="block5c_add", **options):
+    """Make few layers, with the names of cuts, in the place of a base."""
     from tensorflow import keras as K  # not all tests need it
     x = input_tensor
-    for name in "Conv1", "block_8_add", "Conv_1":
+    for name in "Conv1", cut, "Conv_1":
         x = K.layers.Conv2D(8, 3, strides=2, name=name)(x)
         x = K.layers.BatchNormalization(name=f"{name}_BN")(x)
+    x = K.layers.Dropout(0.2, noise_shape=(None, 1, 1, 1), name="drop")(x)
     return K.Model(K.utils.get_source_inputs(input_tensor), x)
 
 

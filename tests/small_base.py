@@ -28,5 +28,5 @@ if __name__ == "__main__":
     K.applications.MobileNetV2 = MobileNetV2
     script = __import__(sys.argv.pop(1))
     if script.__name__ == "four_classes_transfer":
-        script.EPOCHS = {"extraction": 3, "fine-tuning": 3}
+        script.EPOCHS = {"extraction": (2, 3), "fine-tuning": (2, 3)}
     script.main()

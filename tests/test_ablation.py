@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What benchmarks/ablation.py changes, leaves alone, and measures."""
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -63,8 +64,8 @@ def test_a_row_is_what_its_name_says(name):
 
 @pytest.fixture(scope="module")
 def network():
-    """Build 0-transfer.py's network once: rows change it."""
-    return ablation.transfer.build_model(64)
+    """Build the network once: rows change it."""
+    return ablation.mobilenetv2.build_model(64)
 
 
 @pytest.mark.parametrize("name", ablation.ROWS)
@@ -80,7 +81,7 @@ def test_a_row_trains_what_it_says(name, network, monkeypatch):
                 layer.momentum = 0.9
         return network
 
-    monkeypatch.setattr(ablation.transfer, "build_model", build_model)
+    monkeypatch.setattr(ablation.mobilenetv2, "build_model", build_model)
     model, cut = ablation.build(row)
     names = [layer.name for layer in model.layers]
     first = names.index(row.cut) + 1 if row.cut else 0
@@ -112,7 +113,8 @@ def small(monkeypatch):
         monkeypatch.setattr(ablation, name, value)
     for name, row in ablation.ROWS.items():
         monkeypatch.setitem(ablation.ROWS, name, row._replace(size=64))
-    monkeypatch.setattr(K.applications, "MobileNetV2", small_application)
+    monkeypatch.setattr(K.applications, "MobileNetV2", functools.partial(
+        small_application, cut="block_8_add"))
     return X.astype("uint8"), np.arange(400) % 10
 
 
@@ -199,7 +201,7 @@ def test_a_row_needs_its_share_of_the_pass(
 
 def test_throughput_is_that_of_predict_on_some_images(monkeypatch):
     X = np.full((1500, 32, 32, 3), 255, "uint8")
-    throughput = ablation.Throughput(ablation.transfer.build_model(32), X)
+    throughput = ablation.Throughput(ablation.mobilenetv2.build_model(32), X)
     measured = iter((10, 30))
 
     def predict_throughput(base, images):
@@ -258,9 +260,9 @@ def processes(monkeypatch):
     # Each would hold its folder until it ends.
     monkeypatch.setattr(ablation.runs, "claim", lambda folder: None)
     monkeypatch.setattr(
-        ablation.transfer, "cifar10_and_model", lambda size: (
+        ablation.mobilenetv2, "images_and_model", lambda size: (
             ((np.zeros((1, 32, 32, 3), "uint8"), np.zeros((1, 1))), None),
-            ablation.transfer.build_model(size)))
+            ablation.mobilenetv2.build_model(size)))
 
 
 def test_rows_that_are_there_are_not_made_again(

@@ -26,8 +26,8 @@ from helpers import (
 
 transfer = cifar100.transfer
 SCRIPT = os.path.join(ROOT, "cifar100_transfer.py")
-FROZEN = {"MobileNetV2": (27, 52), "DenseNet121": (61, 120),
-          "Xception": (20, 40)}
+FROZEN = {"MobileNetV2": (27, 52), "EfficientNetV2B0": (50, 91),
+          "DenseNet121": (61, 120), "Xception": (20, 40)}
 STYLES = "fixed", "partial"
 
 
@@ -129,8 +129,8 @@ def test_a_limit_takes_all_classes_evenly(images):
 # "Import this model using the imagenet weights, and include_top=False"
 
 @pytest.mark.parametrize("name, module", [
-    ("MobileNetV2", "mobilenet_v2"), ("DenseNet121", "densenet"),
-    ("Xception", "xception")])
+    ("MobileNetV2", "mobilenet_v2"), ("EfficientNetV2B0", "efficientnet_v2"),
+    ("DenseNet121", "densenet"), ("Xception", "xception")])
 def test_features_are_those_of_the_application(bases, name, module):
     X = noise_images(2).astype("float32")
     size = networks.BASES[name].size
@@ -243,7 +243,12 @@ def comparison(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("comparison")
     arguments = (variant(folder, OFFLINE), folder, *ARGUMENTS, "--out")
-    undisturbed = script(*arguments, "out")
+    undisturbed = Script(*arguments, "out")
+    undisturbed.wait_until(lambda printed: (
+        folder / "out" / "MobileNetV2-partial.npz").exists())
+    # The plots of part 1 are there as soon as it is done.
+    assert (folder / "out" / "confusion-MobileNetV2-fixed.png").exists()
+    undisturbed = undisturbed.wait()
     assert undisturbed.returncode == 0, undisturbed.stderr
     shutil.copytree(folder / "out", folder / "killed")
     for path in (folder / "killed").glob("MobileNetV2-partial*"):
@@ -346,20 +351,23 @@ def test_part_2_counts_the_time_of_part_1_s_linear_classifier(
         "classifier").layers] == ["Dropout", "Dense"]
 
 
-def test_the_classifier_is_chosen_on_validation_images(comparison):
-    record = records(comparison[0] / "out")["fixed"]
-    best = max(row["val_accuracy"] for row in record["tried"])
-    assert record["choice"]["val_accuracy"] == best
-    assert record["choice"] == record["tried"][1]  # not just the first one
-    assert record["history"][-1]["val_accuracy"] == best
-
-
 def read_features(folder):
     """Read the files of features: {part: (features, labels)}."""
     folder = folder / "out" / "features-limit-400" / "MobileNetV2"
     return {part: [np.load(folder / f"{part}{what}.npy")
                    for what in ("", "-labels")]
             for part in ("train", "train-mirrored", "validation", "test")}
+
+
+def test_the_classifier_is_chosen_on_validation_images(comparison, models):
+    record = records(comparison[0] / "out")["fixed"]
+    best = max(row["val_accuracy"] for row in record["tried"])
+    assert record["choice"]["val_accuracy"] == best
+    assert record["choice"] == record["tried"][1]  # not just the first one
+    assert record["history"][-1]["val_accuracy"] == best
+    features, labels = read_features(comparison[0])["validation"]
+    P = models["fixed"].get_layer("classifier")(features.astype("float32"))
+    assert best == pytest.approx(np.mean(np.argmax(P, axis=1) == labels))
 
 
 def test_features_are_files_for_numpy_load(comparison, models, images):
@@ -559,7 +567,7 @@ def test_a_single_base_is_trained_at_once(main):
 
 def test_two_bases_and_a_folder_of_their_own_by_default(main):
     bases = [("run_in_new_process", name)
-             for name in ("MobileNetV2", "DenseNet121")]
+             for name in ("MobileNetV2", "EfficientNetV2B0")]
     assert main() == bases + [("report", os.path.join("runs", "cifar100"))]
     assert main("--limit", "500") == bases + [
         ("report", os.path.join("runs", "cifar100-limit-500"))]

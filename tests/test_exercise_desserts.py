@@ -416,7 +416,7 @@ def test_any_number_of_classes(tmp_path):
     (simple_cnn.main, ["x", "--rate", 2], "--rate is 2.0"),
     (transfer_model.main, ["x", "--size", 31], "--size is 31, expected 32"),
     (transfer_model.main, ["x", "--fine", 0], "--fine is 0"),
-    (transfer_model.main, ["x", "--base", "VGG16"], "MobileNetV2"),
+    (transfer_model.main, ["x", "--base", "VGG"], "VGG16"),
     (transfer_model.main, ["x", "--optimizer", "lion"], "rmsprop")])
 def test_a_usage_error_gets_one_message(
         tmp_path, monkeypatch, capsys, main, arguments, words):
@@ -436,7 +436,11 @@ def test_a_typo_on_the_real_command_line(tmp_path):
 
 PREPROCESS = {"Xception": K.applications.xception,
               "MobileNetV2": K.applications.mobilenet_v2,
-              "DenseNet121": K.applications.densenet}
+              "EfficientNetV2B0": K.applications.efficientnet_v2,
+              "DenseNet121": K.applications.densenet,
+              # not in networks.BASES
+              "VGG16": K.applications.vgg16,
+              "MobileNetV3Small": K.applications.mobilenet_v3}
 
 
 @pytest.fixture(scope="module", params=PREPROCESS)
@@ -484,7 +488,10 @@ def test_xception_is_the_default(monkeypatch):
 # the 14th convolutional block onward"
 
 FIRST = {"Xception": "block14_sepconv1", "MobileNetV2": "block_14_expand",
-         "DenseNet121": "conv5_block1_0_bn"}
+         "EfficientNetV2B0": "block6a_expand_conv",
+         "DenseNet121": "conv5_block1_0_bn", "VGG16": "block5_conv1",
+         # whose padding belongs to the block, too
+         "MobileNetV3Small": "expanded_conv_8_depthwise"}
 
 
 def test_which_layers_change_in_which_phase(base):
@@ -542,7 +549,8 @@ def test_labels_are_smoothed_and_the_learning_rate_decays():
 # "recompile and continue training", "Is it better than the simple ConvNet?"
 
 TRANSFER = ("--base", "MobileNetV2", "--size", 40, "--warm-up", 1, "--fine",
-            2, "--warm-up-rate", 1e-3, "--fine-rate", 2e-2)
+            2, "--warm-up-rate", 1e-3, "--fine-rate", 2e-2, "--batch-norm",
+            "frozen")
 
 
 @pytest.fixture(scope="module")
@@ -645,6 +653,21 @@ def test_both_are_compared_on_the_same_images(transferred, data):
     assert (out / "accuracies.png").exists()
 
 
+def test_batchnorm_of_the_last_block_is_frozen_or_trained(simple, data):
+    folder = simple[0]
+    done = script(
+        "tests/small_base.py", folder, "transfer_model", data, *TRANSFER,
+        "--fine", 1, "--batch-norm", "frozen", "trained", "--out", "norms")
+    assert done.returncode == 0, done.stderr
+    table = (folder / "norms" / "table.md").read_text()
+    assert ("| simple network | MobileNetV2, adam | MobileNetV2, adam, "
+            "BatchNorm trained |") in table
+    assert "Best on the validation images: MobileNetV2, adam" in table
+    for name, how in (("MobileNetV2-adam", "frozen"),
+                      ("MobileNetV2-adam-batch-norm", "trained")):
+        assert read(folder / "norms" / f"{name}.json")["batch_norm"] == how
+
+
 def test_a_simple_network_that_learned_other_images(simple, tmp_path):
     for split, name in itertools.product(
             ("train", "validation", "holdout"), COLOURS):
@@ -656,11 +679,11 @@ def test_a_simple_network_that_learned_other_images(simple, tmp_path):
 
 
 def test_missing_weights_are_named(data, tmp_path):
-    """At once; another base is offered, and that command isn't refused."""
+    """At once, and that command isn't refused."""
     done = run([sys.executable, os.path.join(ROOT, "transfer_model.py"),
                 data], tmp_path, without_network(tmp_path / "home"))
     assert done.returncode == 69
-    assert "xception" in done.stderr and "--base MobileNetV2" in done.stderr
+    assert "xception" in done.stderr
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == ["home"]
 
@@ -693,9 +716,9 @@ def test_real_desserts_end_to_end(tmp_path):
     accuracy = {report.name(record): record["evaluation"]["accuracy"]
                 for record in report.read(tmp_path / "runs/transfer_model")}
     assert accuracy["simple network"] > 0.2  # chance: 0.17
-    assert accuracy["MobileNetV2, adam"] > 0.45
-    assert "Is MobileNetV2, adam better than the simple network? Yes" in (
-        done.stdout)
+    name = "MobileNetV2, adam, BatchNorm trained"  # by default
+    assert accuracy[name] > 0.45
+    assert f"Is {name} better than the simple network? Yes" in done.stdout
 
 
 @real_data
@@ -707,13 +730,13 @@ def test_killed_anywhere_both_end_as_undisturbed(tmp_path):
                 lambda printed: os.path.exists(out / "pictures.part"),
                 lambda printed: "simple, training" in printed,
                 lambda printed: "Epoch 2/2" in printed]),
-            ("transfer_model", "MobileNetV2-adam", (
+            ("transfer_model", "MobileNetV2-adam-batch-norm", (
                 "--base", "MobileNetV2", "--warm-up", 1, "--fine", 2,
                 "--simple", "simple_cnn-killed"), [
                 lambda printed: list(out.glob("*-warm-up.npz")),
                 lambda printed: "fine-tuning" in printed,
                 lambda printed: list(out.glob("*-fine-tuning.npz")),
-                lambda printed: list(out.glob("*-adam.json"))])):
+                lambda printed: list(out.glob("*-batch-norm.json"))])):
         arguments = (f"{name}.py", tmp_path, "few.zip", "--size", 64,
                      *arguments, "--out")
         undisturbed = script(*arguments, name)

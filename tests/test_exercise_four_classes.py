@@ -71,7 +71,7 @@ def test_a_few_images_of_each_class_are_enough(counts):
 
 # "implement both Feature Extractor and Fine-Tuning methods on data.zip"
 
-ARGUMENTS = ("data.zip", "--size", 48, "--splits")
+ARGUMENTS = ("data.zip", "--base", "MobileNetV2", "--size", 48, "--splits")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def comparison(tmp_path_factory):
     other = Script(*arguments, 1, "--out", "undisturbed")
     out = folder / "runs" / "four_classes_transfer"
     Script(*arguments, 2).kill(
-        lambda printed: os.path.exists(out / "split-0-fine-tuning.npz"))
+        lambda printed: os.path.exists(out / "split-0-fine-tuning-2.npz"))
     done, undisturbed = script(*arguments, 2), other.wait()
     assert done.returncode == 0, done.stderr
     assert undisturbed.returncode == 0, undisturbed.stderr
@@ -126,7 +126,8 @@ def test_duplicates_are_named_and_left_out(comparison):
 def test_a_killed_run_ends_as_an_undisturbed_one(comparison):
     out, printed = comparison
     assert "Continuing the run" in printed
-    assert "Split 1 of 2: extraction\nContinuing after epoch 3\n" in printed
+    assert ("Split 1 of 2: extraction\nContinuing after epoch 2\n"
+            "Continuing after epoch 3\n") in printed
     assert "Split 1 of 2: fine-tuning\nContinuing after epoch " in printed
     assert "Frozen part" not in printed  # the base sees the images once
     assert_same_run(out, out.parent.parent / "undisturbed")
@@ -181,14 +182,14 @@ def test_the_saved_model_gives_the_recorded_predictions(
     assert np.mean(P.argmax(axis=1) == [row[3] for row in rows]) > 0.8
 
 
-def train_plainly(part, stored, Y, views, learning_rate):
-    """Train three epochs as the lab's script should, with plain Keras."""
+def train_plainly(part, stored, Y, views, epochs, learning_rate):
+    """Train as the lab's script should, with plain Keras."""
     steps = views.shape[1]  # few images: a batch is one image
     part.compile(
         K.optimizers.AdamW(K.optimizers.schedules.CosineDecay(
-            learning_rate, 3 * steps), weight_decay=0.01),
+            learning_rate, epochs * steps), weight_decay=0.01),
         K.losses.CategoricalCrossentropy(label_smoothing=0.1))
-    for epoch in range(3):
+    for epoch in range(epochs):
         for row in networks.transfer.epoch_rows(views, epoch, 0):
             part.train_on_batch(stored[row:row + 1], Y[row:row + 1])
 
@@ -208,18 +209,45 @@ def test_both_styles_are_keras_s_own_training(comparison):
     classifier = K.Sequential([
         K.Input((16,)), K.layers.Dense(4, "softmax",
                                        kernel_initializer="zeros")])
-    train_plainly(classifier, features, Y, views, 1e-3)
+    chosen = [len(record["history"]) for record in records(out, 0)]
+    train_plainly(classifier, features, Y, views, chosen[0], 1e-3)
     model = K.models.clone_model(extraction)
     model.set_weights(extraction.get_weights())
     for layer in model.layers:
         layer.trainable = layer.name in ("block_14_expand", "Conv_1", "head")
     train_plainly(K.Model(model.get_layer("block_14_expand").input,
-                          model.output), inputs, Y, views, 1e-4)
+                          model.output), inputs, Y, views, chosen[1], 1e-4)
     for plain, saved in ((classifier.get_weights(),
                           extraction.get_layer("head").get_weights()),
                          (model.get_weights(), fine_tuning.get_weights())):
         for expected, ours in zip(plain, saved):
             np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_validation_images_choose_the_number_of_epochs(
+        monkeypatch, tmp_path):
+    """Each number starts from the same weights; the lowest loss is kept."""
+    K.utils.set_random_seed(0)
+    part = K.Sequential([K.Input((2,)), K.layers.Dense(3)])
+    start, losses = part.get_weights(), {5: 0.4, 7: 0.2, 9: 0.3}
+
+    def train(part, epochs, checkpoint, seed):
+        """Leave the number of epochs as all weights, after a second each."""
+        for ours, expected in zip(part.get_weights(), start):
+            np.testing.assert_array_equal(ours, expected)
+        assert checkpoint.path == f"{tmp_path}/name-{epochs}.npz"
+        part.set_weights([np.full_like(w, epochs) for w in start])
+        return [{"val_loss": 0.0, "seconds": 1},
+                {"val_loss": losses[epochs], "seconds": seed}]
+
+    monkeypatch.setattr(four_classes.transfer, "train", train)
+    history, tried, before = four_classes.train_best(
+        part, (5, 7, 9), f"{tmp_path}/name", seed=3)
+    assert history == [{"val_loss": 0.0, "seconds": 1},
+                       {"val_loss": 0.2, "seconds": 3}]
+    assert tried == losses
+    assert before == 2 * (1 + 3)  # of the two that aren't kept
+    assert all((w == 7).all() for w in part.get_weights())
 
 
 def changed(model, train):
@@ -318,7 +346,7 @@ def test_too_few_images_get_one_message(tmp_path):
     """Before the base sees one of them."""
     draw(tmp_path / "in", {"cats": 9, "dogs": 4})
     done = script("tests/small_base.py", tmp_path, "four_classes_transfer",
-                  "in")
+                  "in", "--base", "MobileNetV2")
     assert done.returncode == 1
     assert ("A class of 4 images can't be split: expected at least 5 in each"
             ) in done.stderr
@@ -352,7 +380,7 @@ def test_missing_weights_are_named(tmp_path):
         ROOT, "four_classes_transfer.py"), "in"], tmp_path,
         without_network(tmp_path / "home"))
     assert done.returncode == 69
-    assert "mobilenet_v2_weights" in done.stderr
+    assert "efficientnetv2-b0" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(os.listdir(tmp_path)) == ["home", "in"]
 
@@ -386,8 +414,9 @@ def test_killed_anywhere_it_ends_as_undisturbed(tmp_path):
     out = tmp_path / "killed"
     for moment in (lambda printed: (out / "pictures.part").exists(),
                    lambda printed: "Frozen part" in printed,
-                   lambda printed: (out / "split-0-extraction.npz").exists(),
-                   lambda printed: (out / "split-0-fine-tuning.npz").exists()):
+                   *(lambda printed, name=name: (out / name).exists()
+                     for name in ("split-0-extraction-10.npz",
+                                  "split-0-fine-tuning-3.npz"))):
         Script(*arguments, out.name).kill(moment)
     done = script(*arguments, out.name)
     assert done.returncode == 0, done.stderr

@@ -220,26 +220,6 @@ def test_the_interval_is_wilson_s():
         -(9 * np.log(0.9) + np.log(0.1)) / 10)
 
 
-def answers(right):
-    """Make metrics, as far as compare looks at them."""
-    return {"answers": [[f"copy/{i}", i, 1, int(right[i]), 1.0]
-                        for i in right]}
-
-
-def test_mcnemar_s_test_is_exact():
-    ours = dict(zip("abcdefghijklmnopqrst",
-                    [1] * 9 + [0] + [1] * 5 + [0] * 5))
-    theirs = dict(zip("abcdefghijklmnopqrst",
-                      [0] * 9 + [1] + [1] * 5 + [0] * 5))
-    shuffled = {image: theirs[image] for image in sorted(theirs)[::-1]}
-    pair = folders.compare(answers(ours), answers(shuffled))
-    assert pair["only_this_right"] == 9 and pair["only_other_right"] == 1
-    # A fair coin for each image on which the two differ
-    assert pair["p"] == pytest.approx(2 * (1 + 10) / 2 ** 10)
-    assert folders.compare(answers(ours), answers(ours)) == {
-        "only_this_right": 0, "only_other_right": 0, "p": 1.0}
-
-
 def test_a_record_tells_the_training(copy, tmp_path):
     history = [{"val_accuracy": 0.5}, {"val_accuracy": 0.75},
                {"val_accuracy": 0.25}]

@@ -3,6 +3,7 @@
 
 With few layers in the place of MobileNetV2's, except on real images.
 """
+import functools
 import json
 import os
 import sys
@@ -23,14 +24,15 @@ LABELS = np.eye(10, dtype="float32")[np.arange(300) % 10]
 
 @pytest.fixture
 def model(monkeypatch):
-    """Build 0-transfer.py's network with few layers."""
-    monkeypatch.setattr(K.applications, "MobileNetV2", small_application)
-    return transfer.build_model(64)
+    """Build the network with few layers."""
+    monkeypatch.setattr(K.applications, "MobileNetV2", functools.partial(
+        small_application, cut="block_8_add"))
+    return frozen_once.mobilenetv2.build_model(64)
 
 
 @pytest.mark.parametrize("way, last", [
     ("fit, base frozen, from images", "average"),
-    ("fit, upper half trained, from images", transfer.CUT)])
+    ("fit, upper half trained, from images", frozen_once.mobilenetv2.CUT)])
 def test_fit_changes_what_is_above_a_layer_and_nothing_below(
         model, way, last):
     before = {layer.name: layer.get_weights() for layer in model.layers}
@@ -53,8 +55,8 @@ def test_throughput_counts_from_the_end_of_the_first_batch(monkeypatch):
 
 
 @pytest.mark.parametrize("way, name", [
-    ("predict, whole base", "Conv_1_BN"),
-    ("predict, frozen part", transfer.CUT)])
+    ("predict, whole base", "drop"),
+    ("predict, frozen part", frozen_once.mobilenetv2.CUT)])
 def test_predict_is_given_what_it_says(model, monkeypatch, way, name):
     assert frozen_once.WAYS[way](model, IMAGES, LABELS) > 0
     seen = []
@@ -73,8 +75,8 @@ def test_predict_is_given_what_it_says(model, monkeypatch, way, name):
 def assert_stored(path, model, images):
     """Stored are the outputs of the frozen part, as Keras's predict has them.
     """
-    expected = K.Model(model.input, model.get_layer(transfer.CUT).output
-                       ).predict(transfer.scale(images), verbose=0)
+    expected = K.Model(model.input, frozen_once.cut(model)).predict(
+        transfer.scale(images), verbose=0)
     np.testing.assert_allclose(np.load(path), expected, rtol=2e-3,
                                atol=2e-3 * np.abs(expected).max())
 
@@ -115,7 +117,7 @@ def test_our_training_is_measured_in_its_second_epoch(model, monkeypatch):
 def test_a_way_is_measured_on_the_images_that_are_asked_for(
         monkeypatch, capsys):
     monkeypatch.setattr(
-        transfer, "cifar10_and_model", lambda size: (
+        frozen_once.mobilenetv2, "images_and_model", lambda size: (
             ((IMAGES, np.arange(300)[:, None] % 10), None), f"at {size}"))
     seen = []
     monkeypatch.setitem(frozen_once.WAYS, "predict, whole base",

@@ -16,7 +16,8 @@ from tensorflow import keras as K
 import networks
 from helpers import ROOT, he_initialize, real_data, run, without_network
 
-MOMENTA = {"MobileNetV2": 0.999, "DenseNet121": 0.99, "Xception": 0.99}
+MOMENTA = {"MobileNetV2": 0.999, "EfficientNetV2B0": 0.9, "DenseNet121": 0.99,
+           "Xception": 0.99}
 
 
 # The bases
@@ -53,9 +54,45 @@ def test_first_trained_and_last_block_are_layers_in_this_order(base):
     names = [layer.name for layer in model.layers]
     last = networks.last_block(model, name).name
     assert last.startswith(networks.BASES[name].last_block)
-    assert names.index(networks.BASES[name].first_trained) < names.index(last)
+    assert names.index(networks.BASES[name].first_trained) <= names.index(last)
     assert not any(other.startswith(networks.BASES[name].last_block)
                    for other in names[:names.index(last)])
+
+
+@pytest.mark.parametrize("name, first", [
+    ("ResNet50V2", "conv4_block6_2_conv"),  # where the size is halved
+    ("InceptionV3", "conv2d_71"), ("VGG16", "block5_conv1")])
+def test_the_last_block_of_any_other_application(name, first):
+    K.backend.clear_session()  # InceptionV3 numbers its layers
+    images = K.Input((96, 96, 3))
+    model = K.Model(images, networks.features(name, images, None))
+    names = [layer.name for layer in model.layers]
+    start = names.index(networks.last_block(model, name).name)
+    assert next(layer.name for layer in model.layers[start:]
+                if "Conv" in type(layer).__name__) == first
+
+
+@pytest.mark.parametrize("weights", [None, "imagenet"])
+def test_images_that_are_too_small_get_a_message(weights):
+    with pytest.raises(SystemExit,
+                       match="InceptionV3 doesn't take images of 32 pixels"):
+        networks.features("InceptionV3", K.Input((32, 32, 3)), weights)
+
+
+@pytest.mark.parametrize("name", [  # three ways of preprocessing
+    "VGG16", "DenseNet121", "MobileNetV2"])
+def test_the_preprocessing_is_saved_with_the_model(name, tmp_path):
+    model = he_initialize(networks.build_with_head(name, (32, 32, 3), 3, None))
+    model.layers[-1].set_weights([
+        np.random.default_rng(0).normal(size=w.shape)
+        for w in model.layers[-1].get_weights()])
+    images = np.random.default_rng(1).uniform(0, 255, (4, 32, 32, 3))
+    expected = model.predict_on_batch(images)
+    assert expected.std() > 0.01
+    model.save(tmp_path / "model.keras")
+    again = K.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(
+        again.predict_on_batch(images), expected, atol=1e-5)
 
 
 def test_batchnorm_gets_the_momentum_that_is_asked_for():
@@ -91,6 +128,18 @@ def test_freezing_leaves_the_head_or_the_last_block(with_head):
         f"block_{number}_{part}" for number in (14, 15, 16)
         for part in ("expand", "depthwise", "project")] + ["Conv_1", "head"]
     assert not any(layer.trainable for layer in batch_norms(with_head))
+    assert not any(layer.momentum == 0.9 for layer in batch_norms(
+        with_head)[:-10])
+
+
+def test_batchnorm_of_the_last_block_can_be_trained(with_head):
+    networks.freeze_base(with_head)
+    networks.unfreeze_last_block(with_head, "MobileNetV2", batch_norm=True)
+    some = [layer for layer in batch_norms(with_head) if layer.trainable]
+    assert [layer.name for layer in some] == [
+        f"block_{number}_{part}_BN" for number in (14, 15, 16)
+        for part in ("expand", "depthwise", "project")] + ["Conv_1_bn"]
+    assert {layer.momentum for layer in some} == {0.9}
 
 
 # "imagenet" weights
@@ -130,18 +179,35 @@ def test_missing_weights_are_named_as_keras_names_them(tmp_path):
         # Keras's own words
         assert f"URL fetch failure on {url}" in done.stdout
         path = tmp_path / ".keras" / "models" / os.path.basename(base.weights)
-        hint = ("" if name == "MobileNetV2"
-                else ", or choose --base MobileNetV2")
         assert (f"{path.name} is missing, and {url} can't be reached.\nKeras "
-                f"looks for it at {path}\nRun this once with a network{hint}\n"
+                f"looks for it at {path}\nRun this once with a network\n"
                 ) in done.stderr
     assert done.stdout.count("exit status 69") == len(networks.BASES)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("folder_is_there", [False, True])
+def test_without_a_network_any_application_gets_a_message(
+        tmp_path, folder_is_there):
+    env = dict(without_network(tmp_path), PYTHONPATH=ROOT)
+    here = tmp_path / ".keras" / "models" / os.path.basename(
+        networks.BASES["DenseNet121"].weights)
+    if folder_is_there:
+        here.parent.mkdir()
+        here.touch()
+    done = run([sys.executable, "-c", (
+        "import networks; "
+        "networks.build_with_head('VGG16', (32, 32, 3), 5)")], tmp_path, env)
+    assert done.returncode == 69
+    assert "VGG16's file of weights is missing" in done.stderr
+    assert "Delete" not in done.stderr and "Traceback" not in done.stderr
+    assert ("or choose --base DenseNet121" in done.stderr) == folder_is_there
+
+
 @real_data
 @pytest.mark.filterwarnings("ignore:.*input_shape")  # of MobileNetV2
-@pytest.mark.parametrize("name", ["MobileNetV2", "DenseNet121"])
+@pytest.mark.parametrize("name", [
+    "MobileNetV2", "EfficientNetV2B0", "DenseNet121"])
 def test_the_weights_are_imagenet_s(name):
     images = K.Input((32, 32, 3))
     ours = K.Model(images, networks.features(name, images, "imagenet"))

@@ -6,6 +6,7 @@ computed a second time here, straight from the JSON files.
 """
 import glob
 import html
+import collections
 import json
 import math
 import os
@@ -62,7 +63,7 @@ def test_the_records_are_those_of_today_s_scripts():
     for i in range(3):
         seed = load("cifar10", f"seed-{i}.json")
         for key in ("CUT", "BATCH", "LEARNING_RATE", "WEIGHT_DECAY",
-                    "LABEL_SMOOTHING", "DROPOUT", "MOMENTUM"):
+                    "LABEL_SMOOTHING", "DROPOUT"):
             assert seed["recipe"][key] == getattr(transfer, key)
         assert (seed["arguments"]["size"], seed["arguments"]["epochs"],
                 seed["arguments"]["seed"]) == (
@@ -116,9 +117,20 @@ def right(*paths):
                          key=lambda answer: answer[1])])
 
 
+def right_splits(style):
+    """Return an array: in how many splits each image is right."""
+    counts = collections.Counter()
+    for i in range(10):
+        for _, image, truth, predicted, _ in load(
+                "four_classes", f"split-{i}-{style}.json")[
+                    "evaluation"]["answers"]:
+            counts[image] += truth == predicted
+    return np.array([counts[image] for image in sorted(counts)])
+
+
 def mcnemar(ours, theirs):
     """Return the exact p of McNemar's test."""
-    wins, losses = (ours & ~theirs).sum(), (theirs & ~ours).sum()
+    wins, losses = (ours > theirs).sum(), (theirs > ours).sum()
     n = int(wins + losses)
     return min(1, 2 * sum(math.comb(n, k) for k in range(
         min(wins, losses) + 1)) / 2 ** n)
@@ -138,15 +150,14 @@ def headlines():
             + 4 * seconds("an epoch of our training"))
     fixed, partial, dense = (
         load("cifar100", f"{name}.json") for name in (
-            "MobileNetV2-fixed", "MobileNetV2-partial",
+            "EfficientNetV2B0-fixed", "EfficientNetV2B0-partial",
             "DenseNet121-partial"))
     shares = np.array([partial["test_top1"], fixed["test_top1"]])
-    larger, sgd, simple = (right(f"desserts/{name}.json") for name in (
-        "larger/MobileNetV2-adam", "transfer_model/DenseNet121-sgd",
-        "transfer_model/simple"))
-    tuning, extraction = (right(*(
-        f"four_classes/split-{i}-{style}.json" for i in range(10)))
-        for style in ("fine-tuning", "extraction"))
+    best, simple = (right(f"desserts/transfer_model/{name}.json")
+                    for name in ("EfficientNetV2B0-adam-batch-norm", "simple"))
+    dessert = "EfficientNetV2B0-adam-BatchNorm-trained-224"
+    tuning = right(*(f"four_classes/split-{i}-fine-tuning.json"
+                     for i in range(10)))
     return {
         "cifar10": final.mean(), "cifar10:deviation": final.std(ddof=1),
         "cifar10:interval-low": 100 * wilson,
@@ -158,21 +169,25 @@ def headlines():
         "gain:upper-half/linear-head-mirrored": upper - head,
         "removed:upper-half/linear-head-mirrored":
             100 * (upper - head) / (100 - head),
-        "times:size-160/size-96": passes("size 160") / passes("size 96"),
         "seconds:pass": 10000 / np.median(list(throughputs().values())),
         "passes:ours": ours, "passes:fit/ours":
             4 * seconds("fit, upper half trained, from images") / ours,
-        "top1:DenseNet121-partial": 100 * dense["test_top1"],
-        "minutes:DenseNet121-partial": (
-            dense["frozen_pass"]["seconds"] + dense["seconds_before"] + sum(
-                epoch["seconds"] for epoch in dense["history"])) / 60,
-        "z:MobileNetV2": np.diff(-shares)[0] / math.sqrt(
+        "top1:EfficientNetV2B0-partial": 100 * partial["test_top1"],
+        "minutes:EfficientNetV2B0-partial": (
+            partial["frozen_pass"]["seconds"] + partial["seconds_before"]
+            + sum(epoch["seconds"] for epoch in partial["history"])) / 60,
+        "gain:EfficientNetV2B0/DenseNet121": 100 * (
+            partial["test_top1"] - dense["test_top1"]),
+        "z:EfficientNetV2B0": np.diff(-shares)[0] / math.sqrt(
             (shares * (1 - shares)).sum() / 10000),
-        "holdout:MobileNetV2-adam-224": 100 * larger.mean(),
-        "wins:DenseNet121-sgd-128": (sgd & ~simple).sum(),
-        "p:DenseNet121-sgd-128": mcnemar(sgd, simple),
+        f"holdout:{dessert}": 100 * best.mean(),
+        f"wins:{dessert}": (best & ~simple).sum(),
+        "p:EfficientNetV2B0-sgd-BatchNorm-trained-128": mcnemar(*(
+            right(f"desserts/smaller/{name}.json") for name in (
+                "EfficientNetV2B0-sgd-batch-norm", "simple"))),
         "four-classes:fine-tuning": 100 * tuning.mean(),
-        "four-classes:p": mcnemar(tuning, extraction),
+        "four-classes:p": mcnemar(*map(right_splits, (
+            "fine-tuning", "extraction"))),
         "memory:ablation": max(
             seed["machine"]["peak_memory_bytes"] for name in figures.rows()
             for seed in row(name)) / 2 ** 30}

@@ -20,8 +20,8 @@ from scipy.stats import binomtest, norm
 import report
 from helpers import ROOT, run
 
-RESULTS = ["cifar100", "desserts/simple_cnn", "desserts/transfer_model",
-           "desserts/larger", "four_classes"]
+RESULTS = ["cifar100", "desserts/simple_cnn", "desserts/simple_cnn_160",
+           "desserts/smaller", "desserts/transfer_model", "four_classes"]
 MACHINE = {"processor": "A chip", "cores": 2, "memory_bytes": 8 * 2 ** 30}
 
 
@@ -62,6 +62,7 @@ def cifar100(base, style, top1, seconds, throughput, before=0, **more):
                         "predict_images_per_second": throughput},
         "history": [{"seconds": seconds / 2, "accuracy": accuracy,
                      "val_accuracy": accuracy - 0.1,
+                     "loss": 1 - accuracy, "val_loss": 1.1 - accuracy,
                      "predict_images_per_second": throughput}
                     for accuracy in (0.4, 0.6)],
         "groups": ["fish", "trees"], "confusion": [[3, 1], [0, 4]],
@@ -81,6 +82,7 @@ def classified(exercise, title, rows, classes=("cake", "pie"), **more):
         "classes": list(classes), "val_accuracy": 0.5, "machine": MACHINE,
         "pictures": [6, 2, len(rows)], "pass_seconds": 3,
         "history": [{"accuracy": accuracy, "val_accuracy": accuracy / 2,
+                     "loss": 3 * accuracy, "val_loss": 4 * accuracy,
                      "seconds": 60, "phase": phase} for accuracy, phase in (
                          (0.2, "warm-up"), (0.4, "warm-up"),
                          (0.9, "fine-tuning"))],
@@ -126,13 +128,17 @@ def dotted(panel):
 # What is a record
 
 @pytest.mark.parametrize("name, columns", [
-    ("cifar100", ["MobileNetV2, fixed features",
+    ("cifar100", ["EfficientNetV2B0, fixed features",
+                  "EfficientNetV2B0, partially frozen",
+                  "MobileNetV2, fixed features",
                   "MobileNetV2, partially frozen",
                   "DenseNet121, fixed features",
                   "DenseNet121, partially frozen"]),
-    ("desserts/transfer_model", [
-        "simple network", "DenseNet121, adam", "DenseNet121, sgd",
-        "MobileNetV2, adam", "MobileNetV2, sgd"])])
+    ("desserts/smaller", [
+        "simple network", *(
+            f"{base}, {optimizer}, BatchNorm trained"
+            for base in ("EfficientNetV2B0", "MobileNetV2")
+            for optimizer in ("adam", "sgd"))])])
 def test_faster_bases_come_first_and_the_simple_network_before_all(
         name, columns):
     records = report.read(f"{ROOT}/results/{name}")
@@ -244,6 +250,8 @@ def test_the_table_of_cifar100_is_its_records():
             "training, minutes": f"{seconds.sum() / 60:.1f}",
             "training, seconds per epoch": f"{seconds.mean():.1f}",
             "epochs": str(len(history)),
+            "in all, minutes": "{:.1f}".format(
+                (frozen["seconds"] + before + seconds.sum()) / 60),
             "predict throughput during training, images/s": " to ".join(
                 dict.fromkeys(f"{f(throughput):.0f}" for f in (min, max))),
             "total cost, in predict passes over 50,000 images":
@@ -263,7 +271,7 @@ def wilson(correct, n):
             f"{100 * (middle + half):.1f})")
 
 
-@pytest.mark.parametrize("name", ["transfer_model", "larger"])
+@pytest.mark.parametrize("name", ["transfer_model", "smaller"])
 def test_the_table_of_the_desserts_is_their_records(name):
     records = {record["title"]: record for record in results(
         f"desserts/{name}").values()}
@@ -307,7 +315,8 @@ def test_the_table_of_the_four_classes_is_their_records():
             for record in splits])
         accuracy = 100 * correct.mean(axis=1)
         seconds = [sum(epoch["seconds"] for epoch in record["history"])
-                   for record in splits]
+                   + record["seconds_before"] for record in splits]
+        epochs = [len(record["history"]) for record in splits]
         expected = {
             "input size, pixels": str(splits[0]["size"]),
             "training, validation and test images": ", ".join(
@@ -319,14 +328,18 @@ def test_the_table_of_the_four_classes_is_their_records():
                 correct[0].sum(), len(correct[0])),
             "frozen pass (shared by all trainings), seconds":
                 f"{splits[0]['pass_seconds']:.0f}",
-            "training, seconds per split": f"{np.mean(seconds):.1f}"}
+            "epochs, chosen on validation images": ", ".join(
+                f"{n} ({epochs.count(n)} of {len(splits)})"
+                for n in sorted(set(epochs))),
+            "training (all numbers of epochs), seconds per split":
+                f"{np.mean(seconds):.1f}"}
         assert {row: cells[column] for row, cells in rows.items()
                 if row} == expected
 
 
 def test_the_scores_of_each_class_are_over_all_splits():
     for style, text in zip(("extraction", "fine-tuning"), read_json(
-            f"{ROOT}/results/four_classes/table.json")["answers"]):
+            f"{ROOT}/results/four_classes/table.json")["answers"][-2:]):
         splits = [record for file, record in results("four_classes").items()
                   if file.endswith(f"-{style}")]
         assert text.startswith(
@@ -344,7 +357,8 @@ def test_the_scores_of_each_class_are_over_all_splits():
 
 def test_a_single_split_has_no_deviation(tmp_path, plots):
     folder = write_records(tmp_path, classified(
-        "four classes", "fine-tuning", ROWS, base="MobileNetV2", split=0))
+        "four classes", "fine-tuning", ROWS, base="MobileNetV2", split=0,
+        seconds_before=0))
     text = report.report(folder)
     assert "| 50.00 % |" in text and "±" in text.split("50.00")[0]
     assert "fine-tuning, one split:" in text
@@ -366,7 +380,10 @@ def test_cifar100_concludes_which_and_at_what_cost():
         cifar100("A", "partial", 0.7, 1200, 100, before=600),
         cifar100("B", "fixed", 0.65, 3000, 100)]) == [
         "Fine-tuning A's upper half raises test accuracy from 60.0 % to "
-        "70.0 %, in 40 minutes instead of 20: 2.0 times the cost.",
+        "70.0 %. It takes 40 minutes instead of 20. In passes of predict, "
+        "that is 2.0 times the cost.",
+        "Fixed features: A reaches 60.0 % in 20 minutes, B reaches 65.0 % in "
+        "60 minutes.",
         "The most accurate model (A, partially frozen) takes 2.0 times as "
         "long as the cheapest (A, fixed features) and gains 10.0 percentage "
         "points."]
@@ -407,6 +424,81 @@ def test_without_a_comparison_there_is_no_verdict(tmp_path, plots):
     assert "better than" not in text and "McNemar" not in text
 
 
+def answers(right):
+    """Make metrics, as far as compare looks at them."""
+    return {"answers": [[f"copy/{i}", i, 1, int(right[i]), 1.0]
+                        for i in right]}
+
+
+def test_mcnemar_s_test_is_exact():
+    ours = dict(zip("abcdefghijklmnopqrst",
+                    [1] * 9 + [0] + [1] * 5 + [0] * 5))
+    theirs = dict(zip("abcdefghijklmnopqrst",
+                      [0] * 9 + [1] + [1] * 5 + [0] * 5))
+    shuffled = {image: theirs[image] for image in sorted(theirs)[::-1]}
+    pair = report.compare(answers(ours), answers(shuffled))
+    assert pair["only_this_right"] == 9 and pair["only_other_right"] == 1
+    # A fair coin for each image on which the two differ
+    assert pair["p"] == pytest.approx(2 * (1 + 10) / 2 ** 10)
+    assert report.compare(answers(ours), answers(ours)) == {
+        "only_this_right": 0, "only_other_right": 0, "p": 1.0}
+
+
+def test_the_best_is_chosen_on_validation_images_and_p_is_corrected():
+    def trained(title, val_accuracy, right):
+        """Make the record of a training that gets these images right."""
+        rows = [(str(i), 1, answer, 1) for i, answer in enumerate(right)]
+        return classified("desserts", title, rows, base="B",
+                          val_accuracy=val_accuracy)
+
+    line = report.best_line([
+        trained("all right", 0.8, [1] * 10),
+        trained("chosen", 0.9, [1] * 8 + [0] * 2),
+        trained("few right", 0.7, [0] * 8 + [0, 1])])
+    # 0 : 2 has p = 1/2, and 8 : 1 has p = 20/512; each counts twice
+    assert line == (
+        "Best on the validation images: chosen, which gets 80.0 % of the "
+        "holdout right. Compared with the others on the same images (wins : "
+        "losses; McNemar's test, Bonferroni-corrected for 2 comparisons): "
+        "all right, 0 : 2, p = 1; few right, 8 : 1, p = 0.078.")
+
+
+@pytest.mark.parametrize("right, words", [
+    ([1, 1, 1, 1, 1, 1], "Yes: of 6 test images, it gets 6 right more often "
+     "than feature extraction does, and 0 less often (sign test, p = 0.031)"),
+    ([-1, -1, -1, -1, -1, -1], "No, it is worse: of 6 test images, it gets 0"),
+    ([1, 1, 1, -1, 0, 0], "No difference can be told: of 6 test images, it "
+     "gets 3 right more often than feature extraction does, and 1 less")])
+def test_which_of_lab_8_s_ways_is_better(tmp_path, plots, right, words):
+    def split(title, number, better):
+        """Make the record of a split on the same six images."""
+        rows = [(str(i), 1, int(each >= 0 if better else each <= 0), 1)
+                for i, each in enumerate(right)]
+        return classified("four classes", title, rows, split=number,
+                          seconds_before=0)
+
+    both = [split(title, number, title == "fine-tuning")
+            for title in ("feature extraction", "fine-tuning")
+            for number in range(2)]
+    assert f"Is fine-tuning better? {words}" in report.report(
+        write_records(tmp_path, *both))
+    os.remove(tmp_path / "3.json")  # an unfinished run has one split less
+    assert "Is fine-tuning better?" not in report.report(str(tmp_path))
+
+
+def test_models_are_compared_on_the_same_images_only():
+    with pytest.raises(ValueError, match="other images"):
+        report.compare(answers({"a": 1, "b": 0}), answers({"a": 1}))
+
+
+def test_eight_trainings_are_all_in_the_plot_of_time(tmp_path, plots):
+    report.report(write_records(tmp_path, *[
+        cifar100(base, style, 0.5, 240, 100) for base in "ABCD"
+        for style in ("fixed", "partial")]))
+    panel, = plots["accuracy-time.png"].axes
+    assert len(panel.get_legend().get_texts()) == 8
+
+
 def test_all_machines_are_named(tmp_path, plots):
     other = dict(MACHINE, processor="Another", memory_bytes=2 ** 34)
     folder = write_records(tmp_path, *[cifar100(
@@ -438,8 +530,9 @@ def test_curves_are_the_accuracies_of_each_epoch(tmp_path, plots):
     report.report(write_records(tmp_path, *[
         classified("desserts", title, ROWS) for title in "ABC"]))
     panels = plots["curves.png"].axes
-    assert [panel.get_title() for panel in panels] == ["A", "B", "C"]
-    for panel in panels:
+    assert [panel.get_title() for panel in panels] == [
+        "A", "", "B", "", "C", ""]
+    for panel in panels[::2]:
         lines = {line.get_label(): points(line)
                  for line in panel.get_lines()}
         np.testing.assert_allclose(lines["training (running average)"], [
@@ -448,20 +541,27 @@ def test_curves_are_the_accuracies_of_each_epoch(tmp_path, plots):
             [1, 10], [2, 20], [3, 45]])
         assert dotted(panel) == [2.5]  # after the warm-up
         assert panel.get_xticks().tolist() == [1, 2, 3]
+    for panel in panels[1::2]:  # the loss is beside it
+        training, validation, _ = map(points, panel.get_lines())
+        np.testing.assert_allclose(training, [[1, 0.6], [2, 1.2], [3, 2.7]])
+        np.testing.assert_allclose(validation, [
+            [1, 0.8], [2, 1.6], [3, 3.6]])
+        assert panel.get_ylabel() == "loss"
 
 
-def test_curves_of_several_splits_are_means(tmp_path, plots):
-    splits = [classified("four classes", "T", ROWS, split=i)
-              for i in range(2)]
-    for epoch in splits[1]["history"]:
-        epoch["accuracy"] += 0.1
-        epoch["val_accuracy"] += 0.2
-    report.report(write_records(tmp_path, *splits))
-    panel, = plots["curves.png"].axes
-    training, validation = map(points, panel.get_lines())
-    assert panel.get_title() == "T, all 2 splits"
-    np.testing.assert_allclose(training, [[1, 25], [2, 45], [3, 95]])
-    np.testing.assert_allclose(validation, [[1, 20], [2, 30], [3, 55]])
+def test_curves_of_several_splits_are_those_of_the_first(tmp_path, plots):
+    splits = [classified("four classes", "T", ROWS, split=i,
+                         seconds_before=30) for i in range(2)]
+    splits[1]["history"] = splits[1]["history"][:1]
+    text = report.report(write_records(tmp_path, *splits))
+    panel, _ = plots["curves.png"].axes
+    training, validation, _ = map(points, panel.get_lines())
+    assert panel.get_title() == "T, first split"
+    np.testing.assert_allclose(training, [[1, 20], [2, 40], [3, 90]])
+    np.testing.assert_allclose(validation, [[1, 10], [2, 20], [3, 45]])
+    assert "| 1 (1 of 2), 3 (1 of 2) |" in text
+    # 3 and 1 minutes, and half a minute each for what wasn't kept
+    assert "seconds per split | 150.0 |" in text
 
 
 def test_time_is_counted_from_the_start_of_the_frozen_pass(tmp_path, plots):
@@ -560,7 +660,8 @@ def test_without_mistakes_there_is_no_sheet(mistakes, plots):
 def test_no_images_of_the_four_classes_are_shown(mistakes, plots):
     folder, _ = mistakes  # one of the classes is humans
     record = read_json(folder / "0.json")
-    write_records(folder, dict(record, exercise="four classes", split=0))
+    write_records(folder, dict(record, exercise="four classes", split=0,
+                               seconds_before=0))
     report.report(str(folder))
     assert set(plots) == {"curves.png", "confusion-A-b-c.png"}
 
