@@ -744,7 +744,7 @@ def test_real_images_and_weights_end_to_end(tmp_path):
     found = report.read(str(tmp_path / "runs" / "cifar100-limit-200"))
     # Sorted, since the report has the base first that was faster here.
     assert sorted((r["base"], r["style"]) for r in found) == [
-        ("DenseNet121", "fixed"), ("DenseNet121", "partial"),
+        ("EfficientNetV2B0", "fixed"), ("EfficientNetV2B0", "partial"),
         ("MobileNetV2", "fixed"), ("MobileNetV2", "partial")]
     for record in found:  # chance gives 5 %
         assert record["test_top5"] > 0.25
