@@ -117,13 +117,13 @@ def train_best(part, epochs_tried, path, **arguments):
         history = transfer.train(
             part, epochs=epochs, checkpoint=transfer.Checkpoint(
                 f"{path}-{epochs}.npz"), **arguments)
-        kept[epochs] = history[-1]["val_loss"], history, part.get_weights()
-    best = min(kept, key=lambda epochs: kept[epochs][0])
-    part.set_weights(kept[best][2])
-    return kept[best][1], {
-        epochs: loss for epochs, (loss, *_) in kept.items()}, sum(
-            epoch["seconds"] for epochs, (_, history, _) in kept.items()
-            for epoch in history if epochs != best)
+        kept[epochs] = history, part.get_weights()
+    tried = {epochs: history[-1]["val_loss"]
+             for epochs, (history, _) in kept.items()}
+    best, weights = kept.pop(min(tried, key=tried.get))
+    part.set_weights(weights)
+    return best, tried, sum(epoch["seconds"] for history, _ in kept.values()
+                            for epoch in history)
 
 
 def train_split(args, copy, stored, seconds, number):

@@ -89,10 +89,9 @@ def features(name, images, weights, momentum=None, offline_hint=""):
     Exits with a message if the images are too small for the application.
     """
     module = next(
-        module for module in vars(K.applications).values()
-        if hasattr(module, "preprocess_input") and hasattr(module, name)
-        ) if "MobileNetV3" not in name else (
-            K.applications.mobilenet_v3)  # which doesn't name its networks
+        (module for module in vars(K.applications).values()
+         if hasattr(module, "preprocess_input") and hasattr(module, name)),
+        K.applications.mobilenet_v3)  # the only one that names no network
     # On a tensor, it becomes a part of the model and is saved with it.
     x = module.preprocess_input(images)
 
@@ -128,8 +127,8 @@ def build_with_head(name, input_size, n_categories, weights="imagenet"):
     """
     here = [base for base in BASES if os.path.exists(weights_path(base))]
     images = K.Input(input_size, name="images")
-    x = features(name, images, weights, offline_hint=here and (
-        f", or choose --base {' or '.join(here)}") or "")
+    x = features(name, images, weights, offline_hint=(
+        f", or choose --base {' or '.join(here)}" if here else ""))
     # Zero-initialised: rarely active features get little gradient, so random
     # weights would persist.
     return K.Model(images, K.layers.Dense(

@@ -454,7 +454,7 @@ def draw_confusion(counts, classes, title, path, banner="",
     """Plot which class is taken for which.
 
     counts: a row for each true class
-    diagonal: what the predictions on the diagonal are, in words
+    diagonal: words for the predictions on the diagonal
     """
     figure = Figure((WIDTH, 7.6), layout="constrained")
     share = 100 * np.trace(counts) / np.sum(counts)

@@ -74,7 +74,7 @@ def compile_model(model, optimizer, learning_rate, divisor, steps):
 
 
 def train_both_phases(args, copy, base, optimizer, batch_norm, name):
-    """Warm-up, then the 14th block onward; writes a model and its record."""
+    """Warm-up, then the last block; writes a model and its record."""
     steps = -(-copy.count("train") // BATCH)
     K.utils.set_random_seed(args.seed)
     model = build(args, base, len(copy.classes))

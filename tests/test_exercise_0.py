@@ -788,7 +788,7 @@ def test_the_checker_accepts_the_shipped_file(checker, tmp_path):
     (tmp_path / "0-main.py").write_text(checker)
     done = run([sys.executable, "0-main.py"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert accuracy(done.stdout) >= 0.87
+    assert accuracy(done.stdout) >= 0.955
     # The bar of some Keras 3 averages what is a mean already: 3.10 shows
     # 0.9505 where evaluate returns 0.9500.
     averaged = transfer.KERAS.startswith("3.") and "stateless_metrics" not in (

@@ -4,9 +4,9 @@
 The numbers are written by paper/fill_in.py. The most important ones are
 computed a second time here, straight from the JSON files.
 """
+import collections
 import glob
 import html
-import collections
 import json
 import math
 import os
