@@ -1,11 +1,14 @@
 # make train: train cifar10.h5.   make test: run the tests.
 # make lint: check the style.     make paper: draw the paper's plots, write
 # the numbers into README.md and paper/README.md, and write publish.html.
+# make matrix: the first exercise on seven versions of TensorFlow; it takes
+# half an hour and 16 GB.   make torture: kill the scripts, fill the disk and
+# so on; it needs DESSERTS and FOUR_CLASSES, zips of images, and 75 minutes.
 # Each first makes .venv, which takes Python 3.9 to 3.13.
 PYTHON ?= python3
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: train test lint paper
+.PHONY: train test lint paper matrix torture
 
 train: .venv/ready
 	@echo "At its end, this replaces the cifar10.h5 that is here."
@@ -20,11 +23,18 @@ test: .venv/ready
 
 lint: .venv/ready
 	. .venv/bin/activate && pycodestyle --exclude=.venv*,0-main.py . && \
-	    ruff check --select F --exclude 0-main.py .
+	    ruff check --select F --exclude 0-main.py . && \
+	    vermin --quiet --no-tips --target=3.9- 0-transfer.py 0-main.py
 
 paper: .venv/ready
 	. .venv/bin/activate && paper/figures.py && paper/fill_in.py && \
 	    paper/publish.py
+
+matrix: .venv/ready
+	. .venv/bin/activate && tests/matrix.py
+
+torture: .venv/ready
+	. .venv/bin/activate && tests/torture.py
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 9) <= sys.version_info < \
