@@ -29,9 +29,30 @@ import zlib
 
 import h5py
 import numpy as np
-import tensorflow as tf
-from tensorflow import keras as K
-from tensorflow.python.framework import convert_to_constants
+
+
+@contextlib.contextmanager
+def without_log():
+    """Hide what TensorFlow logs on import, unless the user asks for it."""
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if level == "0" or sys.stderr is None:  # as under pythonw
+        yield
+        return
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)  # TensorFlow reads the level too late
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
+
+
+with without_log():
+    import tensorflow as tf
+    from tensorflow import keras as K
+    from tensorflow.python.framework import convert_to_constants
+    K.layers  # loads Keras now, instead of at its first use
 
 SIZE = 128              # pixels: the larger, the more accurate and the slower
 CUT = "block5c_add"     # everything up to this layer is frozen
@@ -43,6 +64,7 @@ LABEL_SMOOTHING = 0.1
 DROPOUT = 0.3
 INFERENCE_BATCH = 32    # a CPU takes longer over larger ones
 SHARD = 4096            # images; a killed frozen pass loses one shard at most
+IMAGES = 50000          # in CIFAR-10's training set
 
 WEIGHTS = "efficientnetv2-b0_notop.h5"
 KERAS = getattr(K, "__version__", "2.15")  # which old versions hide
@@ -148,13 +170,12 @@ def frozen_outputs(model, images, folder, preprocess, **note):
             # Zeros to begin with: if the disk has no room, say so now.
             with whole_file(path) as temporary:
                 np.save(temporary, np.broadcast_to(np.float16(0), shape))
-    done = sum(shard["images"] for shard in shards)
+    done = min(SHARD * len(shards), len(images))
     if done < len(images):
         print(f"Frozen part: {len(images) - done:,} of {len(images):,} images "
-              f"to do, stored in {folder}")
-        progress = K.utils.Progbar(  # in a log: a line a minute
-            len(images) - done, unit_name="image",
-            interval=0.05 if sys.stdout.isatty() else 60)
+              f"to do, stored in {folder}", flush=True)
+        progress = K.utils.Progbar(
+            len(images) - done, unit_name="image", verbose=bar_or_lines())
     for start in range(done, len(images), SHARD):
         begin, stop = time.perf_counter(), min(start + SHARD, len(images))
         outputs = []
@@ -173,6 +194,8 @@ def frozen_outputs(model, images, folder, preprocess, **note):
             seconds=time.perf_counter() - begin))
         with whole_file(index) as temporary, open(temporary, "w") as file:
             json.dump(shards, file)  # from now on the shard counts as whole
+        if bar_or_lines() == 2:
+            print(f"{stop:,} of {len(images):,} images done", flush=True)
     return paths
 
 
@@ -227,6 +250,7 @@ def save_model(model, path, images):
     It replaces an older file once it is loaded and predicts these the same.
     """
     model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+    check_room(path, model.get_weights())
     with whole_file(path) as temporary:
         model.save(temporary, include_optimizer=False)
         with h5py.File(temporary, "r+") as file:
@@ -246,7 +270,9 @@ def save_model(model, path, images):
 
 def run(args):
     """Train, save and evaluate, as the arguments say."""
+    lock = wait_for_others(args.cache)
     clock = {"begin": time.perf_counter()}
+    runs = args.record and __import__("runs")  # if it is missing, say so now
     K.utils.set_random_seed(args.seed)
     ((images, labels), test), model = (
         __import__("rehearsal").digits_and_model if args.rehearse
@@ -258,7 +284,7 @@ def run(args):
     # The same split for every seed, so that all share the stored outputs
     order = stratified_order(labels.reshape(-1), 0)
     validation, rest = order[:args.validation], order[args.validation:]
-    if len(rest) < max(10, args.limit or 0):
+    if len(rest) < max(10, args.limit or 0):  # possible with the digits
         sys.exit(f"--limit {args.limit} --validation {args.validation}: "
                  f"there are only {len(order):,} training images")
     chosen = np.sort(rest[:args.limit])
@@ -302,13 +328,13 @@ def run(args):
     if args.record:
         arguments = {name: value for name, value in vars(args).items()
                      if name not in ("cache", "record")}  # no paths
-        runs = __import__("runs")
         runs.write(args.record, {
             "arguments": arguments, "recipe": recipe,
             "frozen_convolutions": frozen, "convolutions": total,
             "training_images": len(chosen), "history": history,
             "seconds": seconds, "machine": runs.machine(), **result})
     os.remove(checkpoint.path)  # until here, a killed run continues
+    lock.close()
     print("{:.1f} minutes\n{}: {}{}".format(
         seconds["all"] / 60, os.path.abspath(path), ", ".join(
             f"{name.replace('_', ' ')} {value:.4f}"
@@ -373,6 +399,40 @@ def whole_file(path):
             os.remove(temporary)
 
 
+def wait_for_others(folder):
+    """Lock a folder, once no other process does; return a file to close.
+
+    Does nothing where there are no locks.
+    """
+    lock = open(os.path.join(folder, "lock"), "w")
+    with contextlib.suppress(ImportError, OSError):  # no fcntl, no locks
+        import fcntl
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for another process that uses {folder}",
+                  flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def check_room(path, arrays):
+    """Raise OSError if the disk has no room for a file of these arrays.
+
+    Call it before a training, which would be wasted, and before HDF5, which
+    may crash.
+    """
+    size = sum(array.nbytes for array in arrays)
+    try:
+        with open(f"{path}.part", "wb") as file:
+            file.write(bytes(size + size // 8 + 2 ** 20))
+    except OSError as error:
+        raise OSError(f"{path} was not written: {error}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(f"{path}.part")
+
+
 def whole_shards(index, paths, shapes):
     """Return the records of the first shards that are stored undamaged."""
     whole = []
@@ -382,6 +442,7 @@ def whole_shards(index, paths, shapes):
             # Mapped anew each time, or all pages read count as our memory
             stored = [np.load(path, mmap_mode="r") for path in paths]
             if ([array.shape for array in stored] != shapes
+                    or any(array.dtype != "float16" for array in stored)
                     or shard["crc32"] != [zlib.crc32(array[i:i + SHARD])
                                           for array in stored]):
                 break
@@ -465,21 +526,27 @@ class Checkpoint(K.callbacks.Callback):
         return [*self.model.variables, *seeds, *self.model.optimizer.variables]
 
     def restore(self):
-        """Continue from the file, if there is one."""
-        if not os.path.exists(self.path):
-            return
+        """Continue from the file, if any; OSError if it has no room."""
         self.model.optimizer.build(self.model.trainable_variables)
         variables = self.variables()
+        ours = list(map(np.asarray, variables))
+        exists = os.path.exists(self.path)
+        check_room(self.path, ours if exists else 2 * ours)  # old and new
+        if not exists:
+            return
         try:
             with np.load(self.path) as file:
-                arrays = [file[f"arr_{i}"].reshape(variable.shape)
-                          for i, variable in enumerate(variables)]
-                self.history = json.loads(str(file["history"]))
+                arrays = [file[f"arr_{i}"] for i in range(len(variables))]
+                history = json.loads(str(file["history"]))
+            if [(array.shape, array.dtype) for array in arrays] != [
+                    (array.shape, array.dtype) for array in ours]:
+                raise ValueError("it belongs to another model")
         except Exception as error:  # np.load fails in many ways
             print(f"{self.path} is damaged ({error}): starting over")
             return
         for variable, array in zip(variables, arrays):
             variable.assign(array)
+        self.history = history
         print(f"Continuing after epoch {len(self.history)}")
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -579,17 +646,26 @@ def parse_arguments():
     size, epochs = (64, 10) if args.rehearse else (SIZE, EPOCHS)
     args.size = size if args.size is None else args.size
     args.epochs = epochs if args.epochs is None else args.epochs
-    for name, least, step in (("size", 32, 16), ("epochs", 1, 1), (
-            "seed", 0, 1), ("limit", 10, 1), ("validation", 0, 1)):
+    for name, least, most, step in (
+            ("size", 32, 1024, 16), ("epochs", 1, 1000, 1),
+            ("seed", 0, 2 ** 32 - 1, 1), ("limit", 10, IMAGES, 1),
+            ("validation", 0, IMAGES - (args.limit or 10), 1)):
         value = getattr(args, name)
-        if value is not None and value not in range(least, 2 ** 32, step):
-            parser.error(f"--{name} is {value}, expected {least}, "
-                         f"{least + step}, {least + 2 * step}, …")
-    for path in map(os.path.abspath, ("cifar10.h5", args.record or "record")):
-        if os.path.isdir(path) or not os.access(
-                os.path.dirname(path), os.W_OK):
-            parser.error(f"can't write {path}: it is a folder, or in a folder "
-                         "that is missing or read-only")
+        allowed = range(least, most + 1, step)
+        if value is not None and value not in allowed:
+            parser.error(f"--{name} is {value}, expected "
+                         f"{', '.join(map(str, allowed[:3]))}, … {most}")
+    record = "run.json" if args.record is None else args.record
+    for option, path in ("in this folder", "cifar10.h5"), ("--record", record):
+        folder = os.path.dirname(os.path.abspath(path))
+        usable = path and (os.path.isfile(path) or not os.path.lexists(path))
+        if not usable or not os.access(folder, os.W_OK):
+            parser.error(f"{option}: can't write {path!r}: it is a folder, a "
+                         "device, or in no folder that can be written")
+    try:
+        os.makedirs(args.cache, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--cache is {args.cache!r}, expected a folder: {error}")
     return args
 
 
@@ -599,6 +675,8 @@ def exit_with_message(run, args, remedy):
     warnings.filterwarnings("ignore", category=UserWarning)
     for logger in "absl", "tensorflow":
         logging.getLogger(logger).setLevel(logging.ERROR)
+    with contextlib.suppress(AttributeError):  # a notebook's can't be
+        sys.stdout.reconfigure(errors="backslashreplace")  # ASCII terminals
     try:
         run(args)
     except KeyboardInterrupt:

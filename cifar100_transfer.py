@@ -14,14 +14,13 @@ the features for part 1 and the outputs of the frozen half for part 2:
 With the two default bases it takes about 70 minutes on two cores, and 5 GB of
 disk while it runs. It writes into --out the features, the four models, a
 record of each training, and a table and plots, which report.py makes of the
-records. A stopped run continues where it was and repeats no finished part, so
-choose another --out after changing this script.
+records. A stopped run continues where it was and repeats no finished part; a
+finished one can be continued with other --bases.
 """
 import argparse
 import contextlib
 import ctypes
 import glob
-import json
 import os
 import signal
 import subprocess
@@ -29,13 +28,13 @@ import sys
 
 import numpy as np
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
-from tensorflow import keras as K
 
 import networks
 import report
 import runs
 
 transfer = networks.transfer
+K = transfer.K
 
 # Units of the hidden layer (0: none) and dropout of the classifiers that are
 # tried; the one with the best validation accuracy is taken.
@@ -314,13 +313,15 @@ def finish(shared, style, model, top, stored, history, **more):
 
 def finished(args, name, style):
     """Whether a training is recorded and its model saved."""
-    return bool(runs.read_json(part_path(args, name, f"{style}.json"))
-                and os.path.exists(part_path(
-                    args, name, f"{style}{args.suffix}.keras")))
+    return report.is_record(runs.read_json(part_path(
+        args, name, f"{style}.json"))) and os.path.exists(part_path(
+            args, name, f"{style}{args.suffix}.keras"))
 
 
 def train_both_styles(name, args):
     """Parts 1 and 2 for one base, except for what is finished."""
+    os.makedirs(args.cache, exist_ok=True)
+    lock = transfer.wait_for_others(args.cache)
     # Before keep_memory: what loading takes goes back to the system.
     data = Images(args.limit)
     transfer.keep_memory()
@@ -328,6 +329,7 @@ def train_both_styles(name, args):
     for style, train in (("fixed", train_fixed), ("partial", train_partial)):
         if not finished(args, name, style):
             train(shared)
+    lock.close()
 
 
 def run_in_new_process(name):
@@ -335,8 +337,9 @@ def run_in_new_process(name):
 
     Only a new process has none of the memory that another base took.
     """
-    done = subprocess.run([sys.executable, *sys.argv, "--bases", name,
-                           "--parent", str(os.getpid())])
+    done = subprocess.run(
+        [sys.executable, *sys.argv, "--bases", name, "--parent",
+         str(os.getpid())], close_fds=False)  # it inherits runs.claim
     if done.returncode < 0:
         raise OSError(f"{name}: its process was killed by signal "
                       f"{-done.returncode}; 9 may mean: out of memory")
@@ -357,8 +360,8 @@ def end_with_parent(parent):
 
 
 def recipe(args):
-    """What a run's parts must have in common, as JSON gives it back."""
-    return json.loads(json.dumps({
+    """What a run's parts must have in common: all but the bases asked for."""
+    return {
         "limit": args.limit, "seed": args.seed,
         "bases": {name: (base.size, base.first_trained, base.weights)
                   for name, base in networks.BASES.items()},
@@ -367,7 +370,7 @@ def recipe(args):
         "PARTIAL_RATE": PARTIAL_LEARNING_RATE, "HELD_OUT": VALIDATION_SHARE,
         "BATCH": BATCH, "LEARNING_RATE": LEARNING_RATE,
         "WEIGHT_DECAY": WEIGHT_DECAY, "LABEL_SMOOTHING": LABEL_SMOOTHING,
-        "MOMENTUM": networks.MOMENTUM}))
+        "MOMENTUM": networks.MOMENTUM}
 
 
 def parse_arguments():
@@ -384,32 +387,27 @@ def parse_arguments():
     add("--seed", type=int, default=0)
     add("--out", metavar="DIR", help="write everything into this folder "
         "(default runs/cifar100, with --limit runs/cifar100-limit-N)")
+    add("--overwrite", action="store_true",
+        help="delete a finished run, or another one, that is in --out")
     add("--cache", metavar="DIR",
         default=transfer.cache_folder("cifar100-transfer"),
         help="for stored outputs, 4.5 GB with the default bases (%(default)s)")
     add("--parent", type=int, help=argparse.SUPPRESS)  # run_in_new_process
     args = parser.parse_args()
     if args.limit is not None and not 200 <= args.limit <= 50000:
-        parser.error("--limit is in 200 .. 50000: at least two images of "
-                     "each class, at most all")
+        parser.error(f"--limit is {args.limit}, expected 200 to 50000: at "
+                     "least two images of each class, at most all")
     if not 0 <= args.seed < 2 ** 32:
-        parser.error("--seed is in 0 .. 2**32 - 1")
+        parser.error(f"--seed is {args.seed}, expected 0 to {2 ** 32 - 1}")
     # In file names, lest a limited run be taken for a result
     args.suffix = f"-limit-{args.limit}" if args.limit else ""
-    args.out = args.out or os.path.join("runs", f"cifar100{args.suffix}")
+    if args.out is None:
+        args.out = os.path.join("runs", f"cifar100{args.suffix}")
     try:
-        os.makedirs(args.out, exist_ok=True)
-        os.makedirs(args.cache, exist_ok=True)
-    except OSError as error:
+        runs.check_folder("--out", args.out)
+        runs.check_folder("--cache", args.cache)
+    except ValueError as error:
         parser.error(str(error))
-    other = runs.read_json(os.path.join(args.out, "run.json")) or {}
-    if "script" in other:
-        parser.error(f"{args.out} has a run of {other['script']}: choose "
-                     "another --out")
-    for what, value in recipe(args).items():
-        if other.get(what, value) != value:
-            parser.error(f"{args.out} has a run with {what} {other[what]}, "
-                         f"not {value}: choose another --out, or delete it")
     return args
 
 
@@ -417,28 +415,33 @@ def run(args):
     """All bases, one after the other, and the comparison."""
     if args.parent:
         end_with_parent(args.parent)
+        return train_both_styles(*args.bases, args)
+    if args.overwrite:  # What may fail comes before it deletes anything.
+        load_cifar100()
+        for name in args.bases:
+            build_base(name)
+    runs.start(args.out, "cifar100_transfer.py", recipe(args), args.overwrite,
+               extend=True)
     todo = []
     for name in dict.fromkeys(args.bases):
         if all(finished(args, name, style) for style in report.STYLES):
             print(f"{name}: already finished", flush=True)
         else:
             todo.append(name)
-    if todo[1:]:
-        for name in todo:
+    for name in todo:
+        if todo[1:]:
             run_in_new_process(name)
-    runs.claim(args.out)
-    runs.write(os.path.join(args.out, "run.json"), recipe(args))
-    if len(todo) == 1:
-        train_both_styles(*todo, args)
-    if args.parent:
-        return
-    for name in args.bases:
-        for path in glob.glob(os.path.join(glob.escape(args.out),
-                                           f"{name}-*.npz")):
-            os.remove(path)  # the checkpoints
+        else:
+            train_both_styles(name, args)
     print(report.report(args.out))
-    print(f"\nEverything is in {os.path.abspath(args.out)}; the stored "
-          f"outputs in {args.cache} may be deleted now.")
+    print(f"\nEverything is in {os.path.abspath(args.out)}.")
+    others = {os.path.basename(path).partition("-")[0] for path in glob.glob(
+        os.path.join(glob.escape(args.out), "*.npz"))} - set(args.bases)
+    # A base that was stopped, and isn't asked for now, may still continue.
+    if all(finished(args, name, style)
+           for name in others for style in report.STYLES):
+        runs.finish(args.out)
+        print(f"The stored outputs in {args.cache} may be deleted now.")
 
 
 def main():

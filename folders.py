@@ -11,12 +11,11 @@
 import argparse
 import os
 import sys
+import zipfile
 
 import numpy as np
-import tensorflow as tf
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
-from tensorflow import keras as K
 
 import networks
 import pictures
@@ -24,8 +23,11 @@ import report
 import runs
 
 transfer = networks.transfer
+tf, K = transfer.tf, transfer.K  # imported there, without TensorFlow's log
 
-MAX_INTEGER = 2 ** 31 - 1  # of an option: TensorFlow takes sizes as int32
+MAX_SEED = 2 ** 31 - 1
+MAX_SIZE = 1024  # pixels: a batch of larger images wouldn't fit into memory
+MAX_COUNT = 1000  # of epochs and splits
 
 
 def parser(script, description, size):
@@ -52,17 +54,30 @@ def parser(script, description, size):
 def parse(options, smallest):
     """The command line, checked. smallest: the least --size"""
     args = options.parse_args()
-    if not args.data and not args.predict:
+    if args.data is None and not args.predict:
         options.error("DATA is missing: a folder or zip of images")
     for name, value in vars(args).items():
-        option = "--" + name.replace("_", "-")
-        least = {"seed": 0, "overwrite": 0, "size": smallest}.get(name, 1)
-        if isinstance(value, int) and not least <= value <= MAX_INTEGER:
-            options.error(f"{option} is {value}, expected {least} to "
-                          f"{MAX_INTEGER}")
+        option = "DATA" if name == "data" else "--" + name.replace("_", "-")
+        least, most = {
+            "seed": (0, MAX_SEED), "size": (smallest, MAX_SIZE)}.get(
+                name, (1, MAX_COUNT))
+        if type(value) is int and not least <= value <= most:  # no bool
+            options.error(f"{option} is {value}, expected {least} to {most}")
         if isinstance(value, float) and not 0 < value <= 1:
             options.error(f"{option} is {value}, expected more than 0 and "
                           "at most 1")
+        if value == "" or name == "predict" and "" in (value or ()):
+            options.error(f"{option} is '', expected a path")
+        if (name in ("out", "simple") and os.path.exists(value)
+                and not os.path.isdir(value)):
+            options.error(f"{option} is {value!r}, a file: expected a folder")
+    for path in filter(os.path.isdir, args.predict or ()):
+        options.error(f"--predict is {path!r}, a folder: expected images")
+    try:
+        if not args.predict:
+            runs.check_folder("--out", args.out)
+    except ValueError as error:
+        options.error(str(error))
     return args
 
 
@@ -83,8 +98,8 @@ def begin(args, script, source, *names):
     """
     if os.path.realpath(args.data).startswith(os.path.join(
             os.path.realpath(args.out), "")):
-        raise OSError(f"{args.data} is inside --out {args.out}: choose "
-                      "another --out")
+        raise OSError(f"{pictures.readable(args.data)} is inside --out "
+                      f"{args.out}: choose another --out")
     runs.start(args.out, script, {
         "data": source.identity, **{name: getattr(args, name)
                                     for name in names}}, args.overwrite)
@@ -97,9 +112,14 @@ def begin(args, script, source, *names):
 def load(path):
     """A saved model. Raises OSError if it can't be read."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # which Keras would overlook
+        if damaged:
+            raise ValueError(f"{damaged} in it is damaged")
         return K.models.load_model(path)
     except Exception as error:  # Keras raises many kinds
-        raise OSError(f"{path} can't be read: {error}") from error
+        raise OSError(f"{path} can't be read: {error}. Expected a model that "
+                      "Keras saved") from error
 
 
 def evaluate(model, copy):
@@ -160,7 +180,9 @@ def predict(args):
     The exit status is 1 if one of the images can't be read, else 0.
     """
     records = [record for record in report.read(args.out)
-               if "model" in record]
+               if isinstance(record.get("model"), str)
+               and isinstance(record.get("val_accuracy"), float)
+               and isinstance(record.get("classes"), list)]
     if not records:
         raise OSError(f"{args.out} has no model that predicts")
     best = max(records, key=lambda record: record["val_accuracy"])
@@ -169,14 +191,14 @@ def predict(args):
     size, failed = model.input_shape[1], False
     for path in args.predict:
         try:
-            with open(path, "rb") as file:
-                image, _ = pictures.read_image(file.read(), size)
+            image, _ = pictures.read_image(pictures.read_file(path), size)
         except Exception as error:  # Pillow raises many kinds
             failed = True
-            print(f"{path} can't be read: {error}", file=sys.stderr)
+            print(pictures.readable(f"{path} can't be read: {error}"),
+                  file=sys.stderr)
             continue
         x = tf.image.resize(np.asarray(image), (size, size))[None]
         p = model.predict_on_batch(x)[0]
-        print(f"{path}: {best['classes'][p.argmax()]}, "
-              f"{100 * p.max():.1f} %")
+        print(pictures.readable(f"{path}: {best['classes'][p.argmax()]}, "
+                                f"{100 * p.max():.1f} %"))
     sys.exit(failed)

@@ -22,7 +22,6 @@ import os
 
 import numpy as np
 from sklearn.model_selection import train_test_split
-from tensorflow import keras as K
 
 import folders
 import networks
@@ -31,6 +30,7 @@ import report
 import runs
 
 transfer = networks.transfer
+K = transfer.K
 
 SIZE = 224              # pixels: the bases learned ImageNet at this size
 SHARE = 0.15            # of the images to validate, and as many to test
@@ -52,14 +52,10 @@ def split(labels, seed):
     """The numbers of the images to train on, to validate and to test.
 
     labels: an array (m,) of classes; each part has its share of each class
-    Raises OSError if there are too few.
     """
     parts = [], [], []
     for members in (np.flatnonzero(labels == number)
                     for number in range(labels.max() + 1)):
-        if len(members) < LEAST:
-            raise OSError(f"A class of {len(members)} images can't be split: "
-                          f"expected at least {LEAST} in each")
         share = max(1, round(SHARE * len(members)))
         rest, test = train_test_split(
             members, test_size=share, random_state=seed)
@@ -175,10 +171,15 @@ def run(args):
     build(args, 2)  # to find out at once if weights are missing
     copy = folders.begin(args, "four_classes_transfer.py", source, "base",
                          "size", "splits", "seed")
-    split(copy.labels(copy.source), args.seed)  # or if images are too few
+    for name in copy.classes:
+        count = copy.count(pictures.WHOLE, name)
+        if count < LEAST:
+            raise OSError(f"{name}: a class of {count} images can't be split, "
+                          f"expected at least {LEAST}. Add some to its "
+                          "folder, or delete the folder")
     todo = [number for number in range(args.splits) if not all(
-        runs.read_json(os.path.join(args.out, f"split-{number}-{style}.json"))
-        for style in EPOCHS)]
+        report.is_record(runs.read_json(os.path.join(
+            args.out, f"split-{number}-{style}.json"))) for style in EPOCHS)]
     if todo:
         stored, seconds = frozen_pass(args, copy)
     for number in todo:

@@ -18,10 +18,9 @@ import sys
 import time
 
 import numpy as np
-import tensorflow as tf
-from tensorflow import keras as K
 
 transfer = __import__("0-transfer")
+K, tf = transfer.K, transfer.tf  # imported there, where its log is hidden
 
 Base = collections.namedtuple("Base", "size first_trained last_block weights")
 # size: pixels to which CIFAR-100's 32x32 images are scaled up

@@ -13,16 +13,18 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 import shutil
+import stat
 import sys
 import unicodedata
 import warnings
 import zipfile
+import zlib
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
+from sklearn.model_selection import train_test_split
 from tensorflow import keras as K
 
 import runs
@@ -33,16 +35,20 @@ SPLITS = {"holdout": ("holdout", "hold-out", "test", "testing"),
           "validation": ("validation", "valid", "val"),
           "train": ("train", "training")}
 WHOLE = "all"          # the one split of a folder without splits
+SHARE = 0.15           # of the training images, for a split that is missing
 JUNK = "__MACOSX", "Thumbs.db", "desktop.ini"
 MAX_EXPANSION = 100    # of a zip's size: images hardly compress
+MAX_BYTES = 2 ** 28    # of a file, as it is read into memory
+MAX_PIXELS = 50 * 2 ** 20  # of an image: each takes up to 25 bytes of memory
+MAX_DEPTH = 50         # of folders in folders
 LISTED = 5             # how many of the files left out are printed
 
 # files: {split: {class: {path: File}}}
 # classes: their names, sorted
-# left_out: {path: why} of files that belong to no class
+# left_out: {path: why} of files and folders that belong to no class
 # identity: names these images, and changes when one of them does
 Source = collections.namedtuple("Source", "files classes left_out identity")
-# stamp: changes with the content; read: a function that returns the bytes
+# stamp: CRC-32 of the content; read: a function that returns the bytes
 File = collections.namedtuple("File", "stamp read")
 
 
@@ -55,55 +61,66 @@ def find(data, splits=True):
     Returns: Source
     Raises OSError if this isn't such a folder or zip.
     """
+    name = readable(data)
     if os.path.isdir(data):
-        contents = in_folder(data)
-    elif zipfile.is_zipfile(data):
-        contents = in_zip(data)
+        contents, left_out = in_folder(data)
+    elif os.path.isfile(data):
+        contents, left_out = in_zip(data)
     else:
-        raise OSError(
-            f"{data} " + ("is neither a folder nor a readable zip"
-                          if os.path.exists(data) else "doesn't exist")
+        raise OSError(f"{name} " + (
+            "is neither a folder nor a readable zip"
+            if os.path.lexists(data) else "doesn't exist")
             + ": expected a folder or zip of images")
     if not any(len(path) > 1 for path in contents):
-        raise OSError(f"{data} has no folders of images: expected one for "
-                      "each class")
+        raise OSError(f"{name} has no folders of images: expected one for "
+                      "each class" + because(left_out))
     depth, top = top_folders(contents, splits)
     if splits:
-        files, left_out = by_split(data, contents, depth, top)
-    elif sum(split_of(name) is not None for name in top) > 1:
-        raise OSError(
-            f"{data} is split already: found {', '.join(top)}, expected a "
-            "folder for each class. Choose one of these folders, or use "
-            "simple_cnn.py and transfer_model.py")
+        files = by_split(name, contents, depth, top, left_out)
     else:
-        left_out = {}
+        check_whole(name, top)
         files = {WHOLE: by_class(contents, depth, left_out)}
     training = files["train" if splits else WHOLE]
     classes = sorted(training)
     if len(classes) < 2:
         raise OSError(
-            f"{data} has {' and '.join(classes) or 'no class'} to learn: "
-            "expected at least two folders of images, one for each class")
-    for name in classes:
-        if not training[name]:
-            raise nothing_to_learn(name)
+            f"{name} has {' and '.join(classes) or 'no class'} to learn: "
+            "expected at least two folders of images, one for each class"
+            + because(left_out))
     for split in files:
         unknown = sorted(set(files[split]) - set(classes))
         if unknown:
             raise OSError(
-                f"{data}: {split} has {', '.join(unknown)}, expected only "
+                f"{name}: {split} has {', '.join(unknown)}, expected only "
                 f"the classes of the training folder, {', '.join(classes)}")
+    for label in classes:
+        if not training[label]:
+            raise nothing_to_learn(label, under(label, left_out))
     stamps = "\n".join("/".join(path) + f" {file.stamp}"
                        for path, file in contents.items() if file)
     return Source(files, classes, left_out, "{} ({:,} files, {})".format(
-        os.path.basename(os.path.realpath(data)), len(contents),
+        readable(os.path.basename(os.path.realpath(data))), len(contents),
         hashlib.sha256(stamps.encode()).hexdigest()[:8]))
 
 
-def nothing_to_learn(name):
-    """Make the error for a class without images."""
-    return OSError(f"{name} has no images to learn from: add some to its "
-                   "folder, or delete the folder")
+def because(left_out):
+    """Say why the first file was left out, if one was."""
+    return next((f" ({path}: {why})" for path, why in left_out.items()), "")
+
+
+def under(name, left_out):
+    """Return what left_out says of folders of this name and files in them."""
+    return {path: why for path, why in left_out.items()
+            if name in path.split("/")}
+
+
+def nothing_to_learn(name, left_out):
+    """Make the error for a class without images.
+
+    left_out: {path: why} of its files
+    """
+    return OSError(f"{name} has no images to learn from{because(left_out)}: "
+                   "add some to its folder, or delete the folder")
 
 
 def is_junk(name):
@@ -113,9 +130,15 @@ def is_junk(name):
 
 def readable(name):
     """Return a name as people read it, whatever system wrote it."""
-    return unicodedata.normalize(  # macOS decomposes umlauts
+    name = unicodedata.normalize(  # macOS decomposes umlauts
         "NFC", name.encode("utf-8", "surrogateescape").decode(
             "utf-8", "backslashreplace"))
+    # What would command the terminal, or change the direction of writing.
+    # Emoji and several scripts need the two joiners.
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp")
+        and c not in "\u200c\u200d" else c for c in name)
 
 
 def top_folders(contents, splits):
@@ -135,6 +158,17 @@ def split_of(name):
                  if name.lower() in names), None)
 
 
+def check_whole(data, top):
+    """Raise OSError if these folders are splits, where none are expected."""
+    splits = [split for split in map(split_of, top) if split]
+    if len(splits) > 1:
+        raise OSError(
+            f"{data} is split already: found {', '.join(top)}, expected a "
+            "folder for each class. Choose one of these folders" + (
+                ", or use simple_cnn.py and transfer_model.py, which keep "
+                "to the splits" if "train" in splits else ""))
+
+
 def by_class(contents, depth, left_out):
     """Sort files by the class at this depth; add others to left_out.
 
@@ -151,12 +185,15 @@ def by_class(contents, depth, left_out):
     return classes
 
 
-def by_split(data, contents, depth, top):
-    """Sort files by split and class.
+def by_split(data, contents, depth, top, left_out):
+    """Sort files by split and class; add others to left_out.
 
-    Returns: {split: {class: {path: File}}}; {path: why} of other files
+    If validation or holdout is missing, it is split off train.
+
+    Returns: {split: {class: {path: File}}}
+    Raises OSError if train is missing, or both of the others.
     """
-    folders, left_out = {}, {}
+    folders = {}
     for name in top:
         split = split_of(name)
         if split in folders:
@@ -164,43 +201,100 @@ def by_split(data, contents, depth, top):
                           f"expected one folder for {split}")
         if split:
             folders[split] = name
-    if len(folders) < len(SPLITS):
-        raise OSError(f"{data} has {', '.join(top)}: expected the folders "
-                      "train, validation and holdout")
+    missing = [split for split in reversed(SPLITS) if split not in folders]
+    if "train" in missing or len(missing) > 1:
+        raise OSError(
+            f"{data} has {', '.join(top)}: expected train, validation and "
+            f"holdout; missing: {', '.join(missing)}. "
+            + ("Move some images to validation or holdout"
+               if "train" in folders else
+               "Move the images to learn from to train" if folders else
+               "four_classes_transfer.py takes a folder without them. Or move "
+               "the images to train, and some to validation or holdout")
+            + ", in a folder for each class")
     files = {split: by_class({
         path: file for path, file in contents.items()
-        if path[depth:depth + 1] == (folders[split],)},
+        if path[depth:depth + 1] == (folders.get(split),)},
         depth + 1, left_out) for split in SPLITS}
     for path in contents:
         if not set(path[depth:depth + 1]) & set(folders.values()):
             left_out["/".join(path)] = "not in a split's folder"
-    return files, left_out
+    for split, name in folders.items():
+        if split != "train" and not any(files[split].values()):
+            raise OSError(
+                f"{data}: {name} has no images in folders of classes"
+                f"{because(under(name, left_out))}: add some, or delete the "
+                "folder, and training images take their place")
+    for split in missing:
+        files["train"], files[split] = split_off(files["train"])
+        print(f"{data} has {', '.join(top)}: {100 * SHARE:.0f} % of each "
+              f"class's training images become the {split} set")
+    return files
+
+
+def split_off(training):
+    """Take a share of each class's images away, always the same.
+
+    training: {class: {path: File}}
+    Returns: the rest, and the share, in the same form
+    Raises OSError if a class has only one image.
+    """
+    rest, share = {}, {}
+    for name, files in training.items():
+        if len(files) == 1:
+            raise OSError(f"{name} has one training image, which can't be "
+                          "split: add some to its folder, or delete the "
+                          "folder")
+        # Not by --seed: runs with other seeds are tested on the same images.
+        parts = train_test_split(
+            sorted(files), test_size=max(1, round(SHARE * len(files))),
+            random_state=0) if files else ([], [])
+        rest[name], share[name] = (
+            {path: files[path] for path in sorted(part)} for part in parts)
+    return rest, share
 
 
 def in_folder(data):
     """List the files of a folder, without what our own scripts wrote.
 
-    Returns: {path in it, a tuple: File}; an empty folder's path ends with ""
+    Returns: {path in it, a tuple: File}, where an empty folder's path ends
+        with ""; {path: why} of what can't be read
     """
-    contents, seen = {}, set()
+    contents, left_out, seen = {}, {}, {}
     for folder, subfolders, names in os.walk(data, onerror=fail,
                                              followlinks=True):
-        if "run.json" in names or os.path.realpath(folder) in seen:
-            subfolders.clear()  # a link may lead back up
-            continue
-        seen.add(os.path.realpath(folder))
         subfolders[:] = sorted(
             name for name in subfolders if not is_junk(name))
         names = sorted(name for name in names if not is_junk(name))
         parts = [part for part in os.path.relpath(folder, data).split(os.sep)
                  if part != "."]
+        first = seen.setdefault(os.path.realpath(folder), folder)
+        if first != folder:  # a link
+            left_out[joined(parts)] = f"the same folder as {readable(first)}"
+            subfolders.clear()
+            names.clear()
+            if folder.startswith(os.path.join(first, "")):
+                continue  # back up
+        if len(parts) > MAX_DEPTH or is_run(folder):
+            left_out[joined(parts) or "."] = (
+                "a run of these scripts" if len(parts) <= MAX_DEPTH else
+                f"more than {MAX_DEPTH} folders deep")
+            subfolders.clear()
+            continue
+        empty = not subfolders
         for name in names:
             path = os.path.join(folder, name)
-            add(contents, parts + [name], File(
-                os.path.getsize(path), pathlib.Path(path).read_bytes))
-        if parts and not names and not subfolders:
+            try:
+                add(contents, parts + [name], File(
+                    zlib.crc32(read_file(path)),
+                    functools.partial(read_file, path)))
+                empty = False
+            except OSError as error:
+                left_out[joined(parts + [name])] = (
+                    f"can't be read: {error.strerror or error}")
+        if parts and empty:
             add(contents, parts + [""], None)
-    return contents
+    return contents, left_out
 
 
 def fail(error):
@@ -208,11 +302,38 @@ def fail(error):
     raise error
 
 
+def is_run(folder):
+    """Tell whether a folder is that of a run, by its run.json."""
+    run = runs.read_json(os.path.join(folder, "run.json"))
+    return isinstance(run, dict) and {"script", "arguments"} <= set(run)
+
+
+def read_file(path):
+    """Return the bytes of a file.
+
+    Raises OSError if it is too large or not a regular file; reading a pipe
+    could block for ever.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("neither a file nor a folder")
+    if status.st_size > MAX_BYTES:
+        raise OSError(f"{status.st_size:,} bytes, expected at most "
+                      f"{MAX_BYTES:,}")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def joined(parts):
+    """Join the parts of a path as people read it."""
+    return "/".join(map(readable, parts))
+
+
 def add(contents, parts, file):
     """Add a file under a path as people read it."""
     path = tuple(map(readable, parts))
     while path in contents and path[-1]:  # two names that look the same
-        path = path[:-1] + (path[-1] + "~",)
+        path = (*path[:-1], f"{path[-1]}~{len(contents)}")
     contents[path] = file
 
 
@@ -222,15 +343,19 @@ def in_zip(data):
     Nothing is unpacked: each image is read from the zip.
     Raises OSError if the zip is damaged or looks malicious.
     """
+    zip_name = readable(data)
     try:
         archive = zipfile.ZipFile(data)
-    except zipfile.BadZipFile as error:
-        raise OSError(f"{data} is damaged: {error}") from error
+    except Exception as error:  # of many kinds, where bytes are damaged
+        raise OSError(
+            f"{zip_name} is neither a folder nor a readable zip, or is "
+            f"damaged ({error}): expected a folder or zip of images"
+        ) from error
     size = sum(entry.file_size for entry in archive.infolist())
     if size > MAX_EXPANSION * os.path.getsize(data):
-        raise OSError(f"{data} claims to unpack to {size:,} bytes, more than "
-                      f"{MAX_EXPANSION} times its size: expected images")
-    contents = {}
+        raise OSError(f"{zip_name} claims to unpack to {size:,} bytes, more "
+                      f"than {MAX_EXPANSION} times its size: expected images")
+    contents, left_out = {}, {}
     for entry in archive.infolist():
         name = entry.filename
         if not entry.flag_bits & 0x800:  # macOS writes UTF-8 without the flag
@@ -238,17 +363,31 @@ def in_zip(data):
                 name = name.encode("cp437").decode("utf-8")
         parts = name.replace("\\", "/").split("/")
         if ".." in parts or not parts[0] or parts[0].endswith(":"):
-            raise OSError(f"{data} has an entry outside its own folder, "
-                          f"{name}: expected images")
+            raise OSError(f"{zip_name} has an entry outside its own folder, "
+                          f"{readable(name)}: expected images")
         if entry.flag_bits & 1:
-            raise OSError(f"{data} needs a password: unpack it first")
-        if not any(map(is_junk, parts)):
-            add(contents, [part for part in parts if part != "."], File(
+            raise OSError(f"{zip_name} needs a password: unpack it first")
+        parts = [part for part in parts[:-1] if part not in ("", ".")] + (
+            parts[-1:])
+        if any(map(is_junk, parts)):
+            continue
+        why = (
+            "a link or a device" if stat.S_IFMT(entry.external_attr >> 16)
+            not in (0, stat.S_IFREG, stat.S_IFDIR) else
+            f"{entry.file_size:,} bytes, expected at most {MAX_BYTES:,}"
+            if entry.file_size > MAX_BYTES else
+            f"more than {MAX_DEPTH} folders deep"
+            if len(parts) > MAX_DEPTH else None)
+        if why:
+            left_out[joined(parts)] = f"can't be read: {why}"
+            add(contents, parts[:-1][:MAX_DEPTH] + [""], None)
+        else:
+            add(contents, parts, File(
                 entry.CRC, functools.partial(archive.read, entry)))
     inside = collections.Counter(
         path[:i] for path in contents for i in range(1, len(path)))
     return {path: file for path, file in sorted(contents.items())
-            if path[-1] or inside[path[:-1]] == 1}  # an empty folder stays
+            if path[-1] or inside[path[:-1]] == 1}, left_out
 
 
 def read_image(data, size):
@@ -267,13 +406,16 @@ def read_image(data, size):
             raise ValueError("not an image that Pillow knows") from error
         original = image.size
         image.draft(None, (2 * size, 2 * size))  # decodes large JPEGs faster
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError("{:,} x {:,} pixels, expected at most {:,} in "
+                             "all".format(*original, MAX_PIXELS))
         image = ImageOps.exif_transpose(image)
         if image.mode == "F":
             raise ValueError("fractions, expected whole numbers")
         if image.mode.startswith("I"):
             x = np.asarray(image)
             # 16 bits, which convert would clip
-            x = x / 257 if x.max() > 255 else x
+            x = x // 257 if x.max() > 255 else x
             image = Image.fromarray(x.clip(0, 255).astype("uint8"))
         if image.mode[-1] in "Aa" or "transparency" in image.info:
             image = image.convert("RGBA")
@@ -287,14 +429,21 @@ def read_image(data, size):
 def clean_copy(source, folder, size):
     """Write the images of a Source in a form that every Keras reads.
 
-    folder: gets <split>/<class>/<number>.png and index.json; if it exists,
-        it is a copy already, and used as it is
+    folder: gets <split>/<class>/<number>.png and index.json; if it is a copy
+        already, that is used as it is, unless it is damaged
     size: pixels; larger images are reduced to it
     Returns: Copy
     Raises OSError if a class has no images to learn from.
     """
     if os.path.isdir(folder):
-        return Copy(folder)
+        try:
+            return Copy(folder)
+        except PermissionError:
+            raise
+        except Exception as error:  # of many kinds, where JSON is damaged
+            print(f"{folder} is damaged ({readable(str(error))}): copying "
+                  "the images again")
+            shutil.rmtree(folder)
     temporary = f"{folder}.part"
     shutil.rmtree(temporary, ignore_errors=True)
     todo = []
@@ -305,7 +454,7 @@ def clean_copy(source, folder, size):
                      for path, file in classes.get(name, {}).items()]
     progress = K.utils.Progbar(
         len(todo), unit_name="image",
-        interval=0.05 if sys.stdout.isatty() else 60)
+        verbose=1 if sys.stdout.isatty() else 2)  # in a log: a line
     origin, left_out, sides, seen = {}, dict(source.left_out), [], {}
     for place, path, file in todo:
         progress.add(1)
@@ -313,31 +462,50 @@ def clean_copy(source, folder, size):
             data = file.read()
             image, original = read_image(data, size)
         except Exception as error:  # Pillow raises many kinds
-            left_out[path] = f"can't be read: {error}"
+            left_out[path] = readable(f"can't be read: {error}")
             continue
         first = seen.setdefault(hashlib.sha256(data).digest(), path)
         if first != path:
             left_out[path] = f"a duplicate of {first}"
             continue
         copy = f"{place}/{len(origin):07d}.png"
-        image.save(os.path.join(temporary, copy), compress_level=1)
+        try:
+            image.save(os.path.join(temporary, copy), compress_level=1)
+        except OSError as error:
+            raise OSError(f"{folder} was not written: {error}") from error
         origin[copy] = path
         sides += original
     filled = {os.path.dirname(copy) for copy in origin}
-    for split in source.files:
+    for split, classes in source.files.items():
         empty = [name for name in source.classes
                  if f"{split}/{name}" not in filled]
         if empty and split in ("train", WHOLE):
-            raise nothing_to_learn(empty[0])
+            raise nothing_to_learn(empty[0], {
+                path: left_out[path] for path in classes[empty[0]]})
         if empty == source.classes:
             raise OSError(f"{split} has no images that can be read")
         for name in empty:
             print(f"Warning: {split} has no images of {name}")
-    runs.write(os.path.join(temporary, "index.json"), {
-        "classes": source.classes, "source": origin, "left_out": left_out,
-        "sides": [min(sides), max(sides)]})
+    index = {"classes": source.classes, "source": origin,
+             "left_out": left_out, "sides": [min(sides), max(sides)]}
+    runs.write(os.path.join(temporary, "index.json"), dict(
+        index, checksums=checksums(temporary, index)))
     os.rename(temporary, folder)
     return Copy(folder)
+
+
+def checksums(folder, index):
+    """Compute what tells a clean copy from one that was changed.
+
+    index: what its index.json says beside this
+    Returns: {path in the folder: CRC-32}
+    """
+    paths = [os.path.join(inside, name)
+             for inside, _, names in os.walk(folder)
+             for name in names if not is_junk(name)]
+    stamps = {os.path.relpath(path, folder).replace(os.sep, "/"):
+              zlib.crc32(read_file(path)) for path in paths}
+    return {**stamps, "index.json": zlib.crc32(json.dumps(index).encode())}
 
 
 class Copy:
@@ -351,11 +519,16 @@ class Copy:
     """
 
     def __init__(self, folder):
-        """Read the index of a folder that clean_copy wrote."""
+        """Read the index of a folder that clean_copy wrote.
+
+        Raises one of many Exceptions if a file in it has changed.
+        """
         self.folder = folder
         with open(os.path.join(folder, "index.json"),
                   encoding="utf-8") as file:
             index = json.load(file)
+        if index.pop("checksums") != checksums(folder, index):
+            raise ValueError("its files have changed")
         self.classes, self.source, self.left_out, self.sides = (
             index[key] for key in ("classes", "source", "left_out", "sides"))
 
@@ -366,14 +539,16 @@ class Copy:
 
     def describe(self):
         """Say in a few lines what is in the copy, and what was left out."""
-        splits = sorted({copy.split("/")[0] for copy in self.source})
+        counts = collections.Counter(
+            tuple(copy.split("/")[:2]) for copy in self.source)
+        splits = sorted({split for split, _ in counts})
         width = max(map(len, self.classes))
         lines = [
             f"{len(self.source):,} images of {len(self.classes)} classes, "
             "with sides of {:,} to {:,} pixels".format(*self.sides),
             " ".join([" " * width] + [f"{split:>10}" for split in splits])]
         lines += [" ".join([f"{name:{width}}"] + [
-            f"{self.count(split, name):10,}" for split in splits])
+            f"{counts[split, name]:10,}" for split in splits])
             for name in self.classes]
         if self.left_out:
             lines.append(f"Left out: {len(self.left_out):,} files")
@@ -385,8 +560,8 @@ class Copy:
 
     def labels(self, paths):
         """Return the class numbers of images in the copy, an array."""
-        return np.array([self.classes.index(path.split("/")[1])
-                         for path in paths])
+        numbers = {name: i for i, name in enumerate(self.classes)}
+        return np.array([numbers[path.split("/")[1]] for path in paths])
 
     def dataset(self, split, size, batch, seed=None):
         """Let Keras read a split on the fly.

@@ -9,12 +9,14 @@ more by exercise. The scripts call this when their runs end.
 """
 import argparse
 import collections
+import contextlib
 import glob
 import io
 import itertools
-import json
 import os
+import re
 import sys
+import warnings
 
 import matplotlib
 import numpy as np
@@ -30,29 +32,46 @@ MISTAKES = 24  # how many of the worst a sheet shows
 STYLES = {"fixed": "fixed features", "partial": "partially frozen"}
 # Okabe and Ito's colours, which colour-blind people can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# What a damaged record, or one of another program, may raise anywhere
+DAMAGED = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
+
+
+def is_record(content):
+    """Say whether the content of a JSON file is a training's record."""
+    try:
+        *_, title, split = sort_key(content)
+        return (isinstance(title, str) and isinstance(split, int)
+                and isinstance(content["history"][-1], dict)
+                and training_seconds(content) >= 0
+                and processors([content]) != "")
+    except DAMAGED:
+        return False
 
 
 def read(folder):
     """Read the records of the trainings in a folder, and sort them.
 
+    Leaves out other JSON files, and names those that can't be read.
     Returns: a list of dicts, as the scripts write them
-    Raises OSError if there are none or one can't be read.
+    Raises OSError if there are none.
     """
-    records = []
-    for path in sorted(glob.glob(os.path.join(glob.escape(folder),
-                                              "*.json"))):
-        try:
-            with open(path, encoding="utf-8") as file:
-                record = json.load(file)
-        except ValueError as error:
-            raise OSError(f"{path} can't be read: {error}") from error
-        if isinstance(record, dict) and {"title", "style"} & set(record):
-            records.append(record)
+    contents = {path: runs.read_json(path) for path in sorted(
+        glob.glob(os.path.join(glob.escape(folder), "*.json")))}
+    unread = "".join(f"{printable(path)} can't be read: it is left out\n"
+                     for path, content in contents.items() if content is None)
+    records = list(filter(is_record, contents.values()))
     if not records:
-        raise OSError(f"No record of a training in {folder}: expected *.json "
-                      "files from cifar100_transfer.py, simple_cnn.py, "
+        raise OSError(f"{unread}No record of a training in {folder}: expected "
+                      "*.json files from cifar100_transfer.py, simple_cnn.py, "
                       "transfer_model.py or four_classes_transfer.py")
+    print(unread, end="", file=sys.stderr)
     return sorted(records, key=sort_key)
+
+
+def printable(text):
+    """Return a text with its control characters escaped, except newlines."""
+    return re.sub(r"[\0-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]",
+                  lambda match: ascii(match[0])[1:-1], text)
 
 
 def sort_key(record):
@@ -125,6 +144,15 @@ def throughputs(record):
     return " to ".join(map(str, sorted({min(values), max(values)})))
 
 
+def change(before, after):
+    """Say how test accuracy changes, from one share to another."""
+    if before == after:
+        return f"doesn't change test accuracy, {100 * before:.1f} %"
+    return (("raises" if after > before else "lowers")
+            + f" test accuracy from {100 * before:.1f} % to "
+            f"{100 * after:.1f} %")
+
+
 def conclusions(records):
     """Say which is best, and at what cost, in a few sentences."""
     lines, styles = [], {}
@@ -133,13 +161,10 @@ def conclusions(records):
     for base, pair in styles.items():
         if len(pair) == 2:
             fixed, partial = pair["fixed"], pair["partial"]
-            verb = ("raises" if partial["test_top1"] > fixed["test_top1"]
-                    else "changes")
             lines.append(
-                f"Fine-tuning {base}'s upper half {verb} test accuracy from "
-                f"{100 * fixed['test_top1']:.1f} % to "
-                f"{100 * partial['test_top1']:.1f} %. It takes "
-                f"{minutes(partial):.0f} minutes instead of "
+                f"Fine-tuning {base}'s upper half "
+                f"{change(fixed['test_top1'], partial['test_top1'])}. It "
+                f"takes {minutes(partial):.0f} minutes instead of "
                 f"{minutes(fixed):.0f}. In passes of predict, that is "
                 f"{passes(partial) / passes(fixed):.1f} times the cost.")
     for style, words in STYLES.items():
@@ -274,10 +299,15 @@ def style_line(extraction, tuning):
     verdict = ("No difference can be told" if pair["p"] >= 0.05 else
                "Yes" if wins > losses else "No, it is worse")
     images = {row[1] for row in tuning["evaluation"]["answers"]}
+    before, after = (
+        np.trace(confusion) / np.sum(confusion) for confusion in (
+            merged["evaluation"]["confusion"]
+            for merged in (extraction, tuning)))
     return (f"Is fine-tuning better? {verdict}: of {len(images):,} test "
             f"images, it gets {wins} right more often than feature extraction "
             f"does, and {losses} less often (sign test, p = "
-            f"{pair['p']:.2g}).")
+            f"{pair['p']:.2g}). On these images, it "
+            f"{change(before, after)}.")
 
 
 def mean_and_deviation(records):
@@ -314,7 +344,8 @@ FOUR_CLASSES_ROWS = {
     "training, validation and test images": lambda r: ", ".join(
         f"{count:,}" for count in r[0]["pictures"]),
     "splits": lambda r: f"{len(r)}",
-    "test accuracy, mean ± standard deviation": mean_and_deviation,
+    "test accuracy, mean ± standard deviation": lambda r:
+        mean_and_deviation(r) if r[1:] else "",
     "test accuracy on the first split (95 % interval)": lambda r:
         accuracy(r[0]["evaluation"]),
     "frozen pass (shared by all trainings), seconds": lambda r:
@@ -348,6 +379,12 @@ def markdown(rows):
     """Format a table in Markdown."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "| --- " * len(rows[0]) + "|"] + lines[1:])
+
+
+def short(name, most=30):
+    """Shorten a class's name for a plot, in the middle."""
+    name, half = printable(name), (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
 def write_plot(figure, path, banner="", **metadata):
@@ -434,7 +471,7 @@ def show_confusion(figure, counts, classes):
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     panel = figure.subplots()
     colours = panel.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    small = 8 if len(classes) > 10 else 10
+    classes, small = list(map(short, classes)), 8 if len(classes) > 10 else 10
     for (i, j), value in np.ndenumerate(share):
         if round(value):
             panel.text(j, i, f"{value:.0f}", ha="center", va="center",
@@ -456,7 +493,10 @@ def draw_confusion(counts, classes, title, path, banner="",
     counts: a row for each true class
     diagonal: words for the predictions on the diagonal
     """
-    figure = Figure((WIDTH, 7.6), layout="constrained")
+    # The squares, and below them the names, which are slanted
+    height = max(2, 0.25 * min(100, len(classes))) + 0.8 + 0.055 * max(
+        len(short(name)) for name in classes)
+    figure = Figure((max(WIDTH, height), height), layout="compressed")
     share = 100 * np.trace(counts) / np.sum(counts)
     show_confusion(figure, counts, classes).set_title(
         f"{title}: {share:.1f} % {diagonal}", fontsize=11)
@@ -482,8 +522,9 @@ def draw_mistakes(record, folder, path):
     for panel, (copy, _, truth, predicted, p) in zip(panels, wrong):
         with Image.open(os.path.join(folder, copy)) as image:
             panel.imshow(np.asarray(image))
-        panel.set_title(f"{record['classes'][predicted]} {100 * p:.0f} %\n"
-                        f"true: {record['classes'][truth]}", fontsize=7)
+        guess, name_ = (short(record["classes"][i], 15)
+                        for i in (predicted, truth))
+        panel.set_title(f"{guess} {100 * p:.0f} %\ntrue: {name_}", fontsize=7)
     write_plot(figure, path)
 
 
@@ -574,27 +615,41 @@ REPORTS = {"CIFAR-100": report_cifar100, "desserts": report_desserts,
 
 
 def report(folder):
-    """Write a folder's table and plots; return the table and conclusions."""
+    """Write a folder's table and plots; return the table and conclusions.
+
+    Raises OSError if there are no records, or damaged ones.
+    """
     records = read(folder)
     # A class may be called "$5", which isn't a formula.
     matplotlib.rcParams["text.parse_math"] = False
-    rows, texts = REPORTS[records[0].get("exercise", "CIFAR-100")](
-        folder, records)
-    text = "\n\n".join(filter(None, [
-        warning(records), markdown(rows), *texts,
-        f"Measured on {processors(records)}."]))
+    try:
+        rows, texts = REPORTS[records[0].get("exercise", "CIFAR-100")](
+            folder, records)
+        banner, machines = warning(records), processors(records)
+    except DAMAGED as error:
+        raise OSError(f"A record in {folder} is damaged, or of another "
+                      f"exercise: {error!r}") from error
+    text = printable("\n\n".join(filter(None, [
+        banner, markdown(rows), *texts, f"Measured on {machines}."])))
     runs.write(os.path.join(folder, "table.md"), (text + "\n").encode())
     runs.write(os.path.join(folder, "table.json"), {
-        "warning": warning(records), "machines": processors(records),
-        "rows": rows, "answers": texts})
+        "warning": banner, "machines": machines, "rows": rows,
+        "answers": texts})
     return text
 
 
 def main():
     """Report on the folder that the command line names."""
+    with contextlib.suppress(AttributeError):  # a notebook's can't be
+        sys.stdout.reconfigure(errors="backslashreplace")  # ASCII terminals
+    # That a font lacks a character of a class's name: nothing to fix
+    warnings.filterwarnings("ignore", category=UserWarning)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", help="where a run wrote its records")
     args = parser.parse_args()
+    if not os.path.isdir(args.folder):
+        parser.error(f"folder is {args.folder!r}, expected a folder where a "
+                     "run wrote its records")
     try:
         print(report(args.folder))
     except OSError as error:

@@ -17,9 +17,10 @@ import numpy as np
 
 def read_json(path):
     """Return the content of a JSON file; None if missing or broken."""
-    with contextlib.suppress(OSError, ValueError):
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if os.path.isfile(path):  # a named pipe would wait for ever
+            with open(path, encoding="utf-8") as file:
+                return json.load(file)
 
 
 def write(path, data):
@@ -29,8 +30,11 @@ def write(path, data):
     can't use that one, because it would load TensorFlow.
     """
     if not isinstance(data, bytes):
-        data = json.dumps(data, indent=1, ensure_ascii=False).encode()
-    temporary = f"{path}.part"
+        # A file name that isn't UTF-8 becomes JSON's own "\\udc.."
+        data = json.dumps(data, indent=1, ensure_ascii=False).encode(
+            errors="backslashreplace")
+    # A name of its own: report.py may write into the folder of a run at work
+    temporary = f"{path}.{os.getpid()}.part"
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -42,6 +46,40 @@ def write(path, data):
             os.remove(temporary)
 
 
+def check_folder(option, path):
+    """Check that a path is a folder to write to, or that one can be made.
+
+    option: whose value the path is
+    Raises ValueError with one line if not. Makes nothing on disk.
+    """
+    usable, above = False, os.path.abspath(path)
+    with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # fails otherwise if a name is too long
+        while not os.path.lexists(above) and above != os.path.dirname(above):
+            above = os.path.dirname(above)
+        usable = os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK)
+    if not path or not usable:
+        raise ValueError(f"{option} is {path!r}, expected a folder that can "
+                         "be written to, or a path where one can be made")
+
+
+def check_file(option, path):
+    """Check that a path is a file that can be written, in a folder.
+
+    option: whose value the path is
+    Raises ValueError with one line if not. Makes nothing on disk.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    # Writing replaces what is there, which must not be a folder or a device.
+    usable = os.path.basename(path) and len(os.fsencode(name)) < 240 and (
+        os.path.isfile(path) or not os.path.lexists(path))
+    if not usable or not os.access(os.path.join(folder, ""), os.W_OK):
+        raise ValueError(f"{option} is {path!r}, expected a file that can be "
+                         "written" + ("" if os.path.isdir(folder) else
+                                      ": there is no such folder"))
+
+
 def claim(folder):
     """Keep other processes from writing into this folder.
 
@@ -50,18 +88,20 @@ def claim(folder):
     """
     with contextlib.suppress(ImportError):
         import fcntl
+        lock = os.open(folder, os.O_RDONLY)
+        os.set_inheritable(lock, True)  # for subprocesses, see close_fds
         try:  # held until this process ends, however it ends
-            fcntl.flock(os.open(folder, os.O_RDONLY),
-                        fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(f"Another process is using {folder}")
 
 
-def start(folder, script, arguments, overwrite):
+def start(folder, script, arguments, overwrite, extend=False):
     """Start a run in a folder, or continue the same run if it is unfinished.
 
     arguments: a dict for JSON; the same run has the same arguments
     overwrite: whether to delete any other run in the folder
+    extend: whether to continue the same run if it is finished, too
     Exits with status 2 if the folder contains something that must stay.
     """
     path = os.path.join(folder, "run.json")
@@ -70,14 +110,25 @@ def start(folder, script, arguments, overwrite):
     os.makedirs(folder, exist_ok=True)
     claim(folder)
     existing = read_json(path)
-    if existing == wanted:
-        print(f"Continuing the run in {folder}")
+    # What processes that were killed have left; only run.json's name is ours
+    # for certain where that file isn't there yet.
+    for unfinished in glob.glob(os.path.join(
+            glob.escape(folder),
+            ("run.json" if existing is None else "*") + ".[0-9]*.part")):
+        os.remove(unfinished)
+    if existing == wanted or (extend and not overwrite and existing == dict(
+            wanted, finished=True)):
+        write(path, wanted)
+        print(f"Continuing the run in {folder}", flush=True)
         return
-    ours = isinstance(existing, dict) and set(existing) == set(wanted)
+    ours = isinstance(existing, dict) and (
+        {key: type(value) for key, value in existing.items()}
+        == {key: type(value) for key, value in wanted.items()})
     if not ours and os.listdir(folder):  # even with --overwrite
         refuse(f"{folder} contains something that isn't a run: choose another "
                "--out")
-    results = set(os.listdir(folder)) - {"run.json", "pictures.part"}
+    results = set(os.listdir(folder)) - {
+        "run.json", "pictures", "pictures.part"}
     if results and not overwrite:
         refuse(f"{folder} contains {describe(existing, wanted)}: choose "
                "another --out, or --overwrite it")
@@ -110,10 +161,14 @@ def refuse(message):
 
 def finish(folder):
     """Mark the run as finished, and delete its checkpoints (*.npz)."""
+    path = os.path.join(folder, "run.json")
+    existing = read_json(path)
+    if not isinstance(existing, dict):
+        raise OSError(f"{path} is missing or damaged: it can't say that the "
+                      "run is finished")
     for checkpoint in glob.glob(os.path.join(glob.escape(folder), "*.npz")):
         os.remove(checkpoint)
-    path = os.path.join(folder, "run.json")
-    write(path, dict(read_json(path), finished=True))
+    write(path, dict(existing, finished=True))
 
 
 def machine():

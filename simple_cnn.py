@@ -4,19 +4,19 @@
     ./simple_cnn.py DATA
 
 DATA is a folder or zip with train, validation and holdout, each with a folder
-for each class. The network is trained on the training images; the epoch with
-the best validation accuracy is kept and evaluated once on the holdout. With
-4,200 images it takes about 15 minutes on two cores. It writes into --out the
-model (simple.keras), its record (simple.json), logs for TensorBoard, a table
-and plots. A stopped run continues after its last whole epoch, and ends with
-the same model as an undisturbed one.
+for each class. If validation or holdout is missing, 15 % of the training
+images take its place. The network is trained on the training images; the
+epoch with the best validation accuracy is kept and evaluated once on the
+holdout. With 4,200 images it takes about 15 minutes on two cores. It writes
+into --out the model (simple.keras), its record (simple.json), logs for
+TensorBoard, a table and plots. A stopped run continues after its last whole
+epoch, and ends with the same model as an undisturbed one.
 """
 import glob
 import os
 import shlex
 
 import numpy as np
-from tensorflow import keras as K
 
 import folders
 import pictures
@@ -24,6 +24,7 @@ import report
 import runs
 
 transfer = __import__("0-transfer")
+K = transfer.K
 
 SIZE = 100              # pixels, the exercise's; any size will do
 BATCH = 16              # the exercise's

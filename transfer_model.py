@@ -19,14 +19,14 @@ import itertools
 import os
 import shlex
 
-from tensorflow import keras as K
-
 import folders
 import networks
 import pictures
 import report
 import runs
 import simple_cnn
+
+K = networks.transfer.K
 
 SIZE = 160              # pixels; more than the simple network's, as it pays
 BATCH = 16              # the exercise's
@@ -102,15 +102,17 @@ def find_simple(folder, source):
     could have been among them.
     """
     record = runs.read_json(os.path.join(folder, "simple.json"))
-    if not record:
+    if not report.is_record(record) or "model" not in record:
         return None
-    run_info = runs.read_json(os.path.join(folder, "run.json")) or {}
-    data = run_info.get("arguments", {}).get("data")
-    if run_info.get("script") != "simple_cnn.py" or data != source.identity:
+    try:
+        run_info = runs.read_json(os.path.join(folder, "run.json"))
+        script, data = run_info["script"], run_info["arguments"]["data"]
+    except (KeyError, TypeError):
+        script = data = None  # missing or damaged
+    if (script, data) != ("simple_cnn.py", source.identity):
         raise OSError(
-            f"{folder} has a run of {run_info.get('script')} on {data}, "
-            f"expected simple_cnn.py on {source.identity}: choose another "
-            "--simple")
+            f"{folder} has a run of {script} on {data}, expected "
+            f"simple_cnn.py on {source.identity}: choose another --simple")
     folders.load(os.path.join(folder, record["model"]))
     return record
 
@@ -148,7 +150,7 @@ def run(args):
         name = f"{base}-{optimizer}" + (
             "-batch-norm" if batch_norm == "trained" else "")
         path = os.path.join(args.out, f"{name}.json")
-        if not runs.read_json(path):
+        if not report.is_record(runs.read_json(path)):
             train_both_phases(args, copy, base, optimizer, batch_norm, name)
         K.backend.clear_session()
         records[path] = runs.read_json(path)

@@ -24,7 +24,6 @@ import sys
 import time
 
 import numpy as np
-from tensorflow import keras as K
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -34,6 +33,7 @@ import networks  # noqa: E402
 import runs  # noqa: E402
 
 transfer = networks.transfer
+K = transfer.K
 
 IMAGES = 10000
 VALIDATION_IMAGES = 5000
@@ -203,6 +203,8 @@ def run(args):
     runs.start(args.out, "benchmarks/ablation.py", {
         "images": IMAGES, "held out": VALIDATION_IMAGES,
         **{name: list(row) for name, row in ROWS.items()}}, args.overwrite)
+    os.makedirs(args.cache, exist_ok=True)
+    lock = transfer.wait_for_others(args.cache)
     throughput = Throughput(model, X)
     for name, row in ROWS.items():
         for seed in range(row.seeds):
@@ -211,6 +213,7 @@ def run(args):
                 print(f"{name}, seed {seed}", flush=True)
                 train_row(name, seed, X, labels[:, 0], throughput, path,
                           args.cache)
+    lock.close()
     runs.finish(args.out)
     print(f"All rows are in {args.out}")
 
@@ -231,6 +234,11 @@ def main():
     add("--overwrite", action="store_true",
         help="delete a finished run, or another one, that is in --out")
     args = parser.parse_args()
+    try:
+        runs.check_folder("--out", args.out)
+        runs.check_folder("--cache", args.cache)
+    except ValueError as error:
+        parser.error(str(error))
     transfer.keep_memory()
     transfer.exit_with_message(run, args, "Fix this")
 

@@ -20,7 +20,6 @@ import tempfile
 import time
 
 import numpy as np
-from tensorflow import keras as K
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
@@ -29,6 +28,9 @@ import networks  # noqa: E402
 import runs  # noqa: E402
 
 transfer = networks.transfer
+K = transfer.K
+
+SIZES = range(32, 225)  # MobileNetV2's smallest, and that of ImageNet
 
 
 class Clock(K.callbacks.Callback):
@@ -155,8 +157,11 @@ def run(args):
             [sys.executable, __file__, "--way", way, "--images",
              str(args.images), "--size", str(args.size)],
             stdout=subprocess.PIPE, text=True)
+        if done.returncode < 0:
+            sys.exit(f"{way}: its process was killed by signal "
+                     f"{-done.returncode}; 9 may mean: out of memory")
         if done.returncode:
-            sys.exit(done.returncode)
+            sys.exit(done.returncode)  # it has said why
         rows[way] = row = json.loads(done.stdout.splitlines()[-1])
         print(f"{way:>36} {row['images_per_second']:8.1f} images/s "
               f"{row['peak_memory_bytes'] / 2 ** 30:6.2f} GiB", flush=True)
@@ -178,10 +183,15 @@ def main():
         HERE, os.pardir, "results", "cifar10", "frozen_once.json"))
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.images < 256:
-        parser.error("--images starts at 256")
-    if not os.path.isdir(os.path.dirname(os.path.abspath(args.json))):
-        parser.error(f"--json {args.json}: there is no such folder")
+    if not 256 <= args.images <= 50000:
+        parser.error(f"--images is {args.images}, expected 256 to 50000")
+    if args.size not in SIZES:
+        parser.error(f"--size is {args.size}, expected {SIZES[0]} to "
+                     f"{SIZES[-1]}")
+    try:
+        runs.check_file("--json", args.json)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         if args.way:
             measure(args.way, args.images, args.size)
@@ -189,6 +199,8 @@ def main():
             run(args)
     except KeyboardInterrupt:
         sys.exit(130)  # in both processes
+    except OSError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

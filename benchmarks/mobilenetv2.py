@@ -7,14 +7,12 @@ lowered to 0.9.
 import os
 import sys
 
-import tensorflow as tf
-from tensorflow import keras as K
-
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 import networks  # noqa: E402
 
 transfer = networks.transfer
+K, tf = transfer.K, transfer.tf
 
 CUT = "block_8_add"     # 27 of 52 convolutions lie below it
 SIZE = 160              # pixels

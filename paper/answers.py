@@ -13,7 +13,6 @@ import sys
 
 import numpy as np
 from sklearn.metrics import confusion_matrix
-from tensorflow import keras as K
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -21,6 +20,7 @@ sys.path.insert(0, ROOT)
 import runs  # noqa: E402
 
 transfer = __import__("0-transfer")
+K = transfer.K
 
 CLASSES = ("airplane automobile bird cat deer dog frog horse ship "
            "truck").split()
@@ -75,7 +75,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", metavar="FILE", default=os.path.join(
         ROOT, "results", "cifar10", "answers.json"))
-    transfer.exit_with_message(run, parser.parse_args(), "Fix this")
+    args = parser.parse_args()
+    try:
+        runs.check_file("--out", args.out)
+    except ValueError as error:
+        parser.error(str(error))
+    transfer.exit_with_message(run, args, "Fix this")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 It reads results/ and writes the PNG files beside this script. Each carries
 the SHA-256 of the data that it shows, as the text "data-sha256".
 """
+import argparse
 import base64
 import functools
 import glob
@@ -30,9 +31,12 @@ BLUE, ORANGE, *_, SKY = report.COLOURS
 
 
 def record(*path):
-    """Read a record under results/."""
-    with open(os.path.join(RESULTS, *path), encoding="utf-8") as file:
-        return json.load(file)
+    """Read a record under results/. Raises OSError if that fails."""
+    content = report.runs.read_json(os.path.join(RESULTS, *path))
+    if not isinstance(content, dict):
+        raise OSError(f"{os.path.join('results', *path)} is missing or "
+                      "damaged")
+    return content
 
 
 @functools.lru_cache(None)  # the files are read once
@@ -364,6 +368,7 @@ FIGURES = {
 
 def main():
     """Draw all plots."""
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     try:
         for name, (collect, draw) in FIGURES.items():
             data = collect()

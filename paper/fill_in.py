@@ -8,6 +8,7 @@ They come from results/. A comment behind a number is its key, as in
 table is everything between <!--table NAME--> and <!--end-->. All other text
 stays as it is.
 """
+import argparse
 import itertools
 import os
 import re
@@ -365,6 +366,13 @@ def speeds_table():
              "cifar10", "frozen_once.json")["ways"].items()]
 
 
+def trust_tables():
+    """Return the tables of make matrix and make torture, if they have run."""
+    return {name: record("trust", f"{name}.json")["rows"]
+            for name in ("versions", "torture") if os.path.exists(
+                os.path.join(figures.RESULTS, "trust", f"{name}.json"))}
+
+
 def tables():
     """Return all tables."""
     whole = {"cifar100": report.table(cifar100_records()),
@@ -376,7 +384,7 @@ def tables():
                for name, rows in whole.items()},
             **{name: ablation_table(name) for name in ABLATION},
             "seeds": seeds_table(), "trials": trials_table(),
-            "speeds": speeds_table()}
+            "speeds": speeds_table(), **trust_tables()}
 
 
 # The text
@@ -407,6 +415,7 @@ def fill_in(text):
 
 def main():
     """Fill in both texts."""
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     for path in FILES:
         try:
             with open(path, encoding="utf-8") as file:

@@ -8,6 +8,7 @@ a page that is open in a browser, but no tables and no links into a folder. So
 tables become preformatted text, and such links become plain words. Images
 have to be uploaded by hand: the page names the file at each place, in order.
 """
+import argparse
 import itertools
 import os
 import re
@@ -66,6 +67,7 @@ def page(text):
 
 def main():
     """Write publish.html."""
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     try:
         with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
             text = file.read()

@@ -13,9 +13,16 @@ import zipfile
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, settings, strategies as st
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SECONDS = 1800  # longer than any script takes here, on the slowest machine
+# How many cases a test draws: always the same 30, or FUZZ new ones. They may
+# be slow, and fixtures needn't be made anew for each.
+fuzz = settings(
+    max_examples=int(os.environ.get("FUZZ", 30)), deadline=None,
+    derandomize="FUZZ" not in os.environ,
+    suppress_health_check=list(HealthCheck))
 
 # A fresh Python spends three seconds on importing TensorFlow, a child that is
 # forked from one that has imported it spends none.
@@ -65,7 +72,8 @@ class Script:
         """Return what it has printed so far: stdout, stderr."""
         texts = []
         for name in self.outputs:
-            with open(name, encoding="utf-8", errors="replace") as file:
+            with open(name, encoding="utf-8", errors="replace",
+                      newline="") as file:  # or no test would see a "\r"
                 texts.append(file.read())
         return texts
 
@@ -164,6 +172,27 @@ def small_application(input_tensor, cut="block5c_add", **options):
         x = K.layers.BatchNormalization(name=f"{name}_BN")(x)
     x = K.layers.Dropout(0.2, noise_shape=(None, 1, 1, 1), name="drop")(x)
     return K.Model(K.utils.get_source_inputs(input_tensor), x)
+
+
+@st.composite
+def damaged(draw, original):
+    """Draw bytes that differ from these: flipped, cut short or swapped."""
+    position = st.integers(0, len(original) - 1)
+    harm = draw(st.sampled_from(["flip", "truncate", "swap", "replace"]))
+    data = bytearray(original)
+    if harm == "flip":
+        for place in draw(st.lists(position, min_size=1, max_size=3)):
+            data[place] ^= 1 << draw(st.integers(0, 7))
+    elif harm == "truncate":
+        del data[draw(position):]
+    elif harm == "swap":  # two stretches, such as a header and what follows
+        first, second = sorted([draw(position), draw(position)])
+        data = data[second:] + data[first:second] + data[:first]
+    else:
+        place = draw(position)
+        data[place:place + 8] = draw(st.binary(max_size=16))
+    assume(data != original)
+    return bytes(data)
 
 
 class Stop(Exception):

@@ -15,7 +15,7 @@ from tensorflow import keras as K
 import ablation
 from helpers import (
     ROOT, Script, Stop, real_data, run, script, small_application,
-    stop_after, without_network)
+    stop_after, usage_error, without_network)
 
 
 # "One change at a time"
@@ -257,8 +257,11 @@ def test_a_killed_row_ends_as_an_undisturbed_one(
 @pytest.fixture
 def processes(monkeypatch):
     """Let this process stand for several; with next to no data."""
-    # Each would hold its folder until it ends.
+    # Each would hold its folders until it ends.
     monkeypatch.setattr(ablation.runs, "claim", lambda folder: None)
+    monkeypatch.setattr(
+        ablation.transfer, "wait_for_others",
+        lambda folder: open(os.devnull))
     monkeypatch.setattr(
         ablation.mobilenetv2, "images_and_model", lambda size: (
             ((np.zeros((1, 32, 32, 3), "uint8"), np.zeros((1, 1))), None),
@@ -279,7 +282,7 @@ def test_rows_that_are_there_are_not_made_again(
         made.append((name, seed))
 
     monkeypatch.setattr(ablation, "train_row", train_row)
-    arguments = argparse.Namespace(out=str(tmp_path), cache="",
+    arguments = argparse.Namespace(out=str(tmp_path), cache=str(tmp_path),
                                    overwrite=False)
     with pytest.raises(KeyboardInterrupt):
         ablation.run(arguments)
@@ -292,12 +295,39 @@ def test_rows_that_are_there_are_not_made_again(
     assert refused.value.code == 2
 
 
+def test_a_cache_has_one_process(processes, tmp_path, monkeypatch):
+    def wait_for_others(folder):
+        """Stop where it would wait."""
+        assert folder == str(tmp_path / "cache") and os.path.isdir(folder)
+        raise Stop
+
+    monkeypatch.setattr(ablation.transfer, "wait_for_others", wait_for_others)
+    with pytest.raises(Stop):
+        ablation.run(argparse.Namespace(
+            out=str(tmp_path / "out"), cache=str(tmp_path / "cache"),
+            overwrite=False))
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--out", ""], "--out is '', expected a folder"),
+    (["--out", __file__], f"--out is '{__file__}', expected a folder"),
+    (["--cache", ""], "--cache is '', expected a folder"),
+    (["--cache", __file__], f"--cache is '{__file__}', expected a folder"),
+    (["--out"], "--out: expected one argument"),
+    (["--overwrite", "out"], "unrecognized arguments: out"),
+    (["--seed", 1], "unrecognized arguments: --seed 1")])
+def test_a_usage_error_gets_one_message(
+        tmp_path, monkeypatch, capsys, arguments, words):
+    assert words in usage_error(ablation.main, monkeypatch, capsys, tmp_path,
+                                *arguments).splitlines()[-1]
+
+
 def test_a_changed_row_is_not_mixed_with_others(
         processes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         ablation, "train_row",
         lambda *arguments: (tmp_path / "linear-head-0.json").write_text("{}"))
-    arguments = argparse.Namespace(out=str(tmp_path), cache="",
+    arguments = argparse.Namespace(out=str(tmp_path), cache=str(tmp_path),
                                    overwrite=False)
     ablation.run(arguments)
     monkeypatch.setitem(ablation.ROWS, "size 96", ablation.ROWS[

@@ -4,6 +4,7 @@
 Offline unless REAL_DATA=1: then on the real CIFAR-10 and ImageNet's weights,
 which Keras must find or be able to download.
 """
+import contextlib
 import inspect
 import json
 import os
@@ -16,12 +17,14 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
+from hypothesis.extra import numpy as arrays
 from PIL import Image
 from tensorflow import keras as K
 
 from helpers import (
-    ROOT, Script, Stop, accuracy, noise_images, real_data, run, script,
-    small_application, stop_after, usage_error, without_network)
+    ROOT, Script, Stop, accuracy, damaged, fuzz, noise_images, real_data, run,
+    script, small_application, stop_after, usage_error, without_network)
 
 transfer = __import__("0-transfer")
 SCRIPT = os.path.join(ROOT, "0-transfer.py")
@@ -131,6 +134,81 @@ def test_preprocess_data_refuses(X, Y, found, expected):
     with pytest.raises(ValueError) as error:
         transfer.preprocess_data(X, Y)
     assert found in str(error.value) and expected in str(error.value)
+
+
+NUMBERS = st.sampled_from([
+    byte_order + kind for byte_order in "<>"
+    for kind in ("u1", "i2", "u4", "i8", "u8", "f2", "f4", "f8")])
+
+
+def laid_out(array, how):
+    """The same values, elsewhere in memory."""
+    if how == "Fortran":
+        array = np.asfortranarray(array)
+    elif how == "every other":
+        array = np.repeat(array, 2, axis=0)[::2]
+    elif how == "reversed":
+        array = array[::-1].copy()[::-1]
+    array.flags.writeable = how != "read-only"
+    return array
+
+
+@fuzz
+@given(st.data())
+def test_property_any_array_of_numbers_is_preprocessed(data):
+    m = data.draw(st.integers(1, 3))
+    X, Y = (
+        laid_out(data.draw(arrays.arrays(
+            (dtype := np.dtype(data.draw(NUMBERS))), shape, fill=None,
+            elements=elements(dtype))), data.draw(st.sampled_from([
+                "plain", "Fortran", "every other", "reversed", "read-only"])))
+        for shape, elements in (
+            ((m, 32, 32, 3), values_up_to_255),
+            (data.draw(st.sampled_from([(m,), (m, 1)])), whole_up_to_9)))
+    X_before, Y_before = X.tobytes(), Y.tobytes()
+    X_p, Y_p = transfer.preprocess_data(X, Y)
+    assert (X.tobytes(), Y.tobytes()) == (X_before, Y_before)
+    assert not np.shares_memory(X, X_p) and not np.shares_memory(Y, Y_p)
+    assert X_p.dtype == Y_p.dtype == np.dtype("float32")  # of this machine
+    np.testing.assert_allclose(
+        X_p, X.astype("float64") / 255 * 2 - 1, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(
+        Y_p, Y.reshape(-1, 1) == np.arange(10, dtype="float64"))
+
+
+def values_up_to_255(dtype):
+    """Values of an image: whole numbers, or any in 0..255."""
+    return (st.floats(0, 255, width=8 * dtype.itemsize)
+            if dtype.kind == "f" else st.integers(0, 255))
+
+
+def whole_up_to_9(dtype):
+    """Labels, as integers or as floats."""
+    return st.integers(0, 9).map(float if dtype.kind == "f" else int)
+
+
+@fuzz
+@given(st.data())
+def test_property_one_wrong_value_is_refused(data):
+    X, Y = (array.astype("float64") for array in GOOD)
+    name, array, most = data.draw(st.sampled_from([
+        ("X", X, 255), ("Y", Y, 9)]))
+    value = data.draw(st.one_of(
+        st.floats(max_value=0, exclude_max=True, allow_nan=False),
+        st.floats(min_value=most, exclude_min=True), st.just(np.nan),
+        *([st.floats(0, 9).filter(lambda y: y % 1)] if name == "Y" else [])))
+    array.flat[data.draw(st.integers(0, array.size - 1))] = value
+    with pytest.raises(ValueError, match=f"{name} has"):
+        transfer.preprocess_data(X, Y)
+
+
+@pytest.mark.parametrize("dtype", [
+    "bool", "complex64", "object", "S3", "M8[s]"])
+def test_preprocess_data_refuses_what_is_no_number(dtype):
+    for X, Y in ((GOOD[0].astype(dtype), GOOD[1]),
+                 (GOOD[0], GOOD[1].astype(dtype))):
+        with pytest.raises(ValueError, match="expected integers or floats"):
+            transfer.preprocess_data(X, Y)
 
 
 # "You must use one of the applications listed in Keras Applications"
@@ -368,6 +446,59 @@ def test_damaged_outputs_are_computed_again(
     assert_stored(paths, two_outputs, images / np.float32(255))
 
 
+def change(path, data):
+    """Write other bytes into a file."""
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def test_fuzz_damaged_outputs_are_never_taken_for_whole(
+        two_outputs, small_shards, tmp_path):
+    images = noise_images(60)
+    arguments = two_outputs, images, str(tmp_path)
+    paths = transfer.frozen_outputs(*arguments, Counted())
+    index = os.path.join(os.path.dirname(paths[0]), "index.json")
+    originals = {}
+    for path in [*paths, index]:
+        with open(path, "rb") as file:
+            originals[path] = file.read()
+    expected = [np.load(path) for path in paths]
+
+    @fuzz
+    @given(st.data())
+    def try_one(data):
+        """Damage one of the files, and ask for the outputs again."""
+        for path, original in originals.items():
+            change(path, original)
+        path = data.draw(st.sampled_from(list(originals)))
+        change(path, data.draw(damaged(originals[path])))
+        for path, values in zip(transfer.frozen_outputs(
+                *arguments, Counted()), expected):
+            stored = np.load(path)
+            assert stored.dtype == values.dtype
+            np.testing.assert_array_equal(stored, values)
+
+    try_one()
+
+
+@pytest.mark.parametrize("other", [
+    np.int16, ">f2", object, "Fortran"], ids=str)
+def test_outputs_in_another_form_are_computed_again(
+        two_outputs, small_shards, tmp_path, other):
+    images = noise_images(60)
+    arguments = two_outputs, images, str(tmp_path)
+    paths = transfer.frozen_outputs(*arguments, Counted())
+    array = np.load(paths[1])
+    if other == "Fortran":
+        np.save(paths[1], np.asfortranarray(array))
+    elif other == np.int16:  # the same bytes
+        np.save(paths[1], array.view("int16"))
+    else:  # objects are pickled, and a pickle could run anything
+        np.save(paths[1], array.astype(other))
+    paths = transfer.frozen_outputs(*arguments, Counted())
+    assert_stored(paths, two_outputs, images / np.float32(255))
+
+
 def test_another_preprocess_computes_all_again(
         two_outputs, small_shards, tmp_path, capsys):
     images = noise_images(130)
@@ -380,17 +511,23 @@ def test_another_preprocess_computes_all_again(
     assert_stored(paths, two_outputs, images / np.float32(127))
 
 
-def test_a_full_disk_is_noticed_before_the_pass(
-        two_outputs, small_shards, tmp_path):
-    preprocess = Counted()
+@contextlib.contextmanager
+def full_disk():
+    """No file can be larger than 10 kB."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10000, limits[1]))
     try:
-        with pytest.raises(OSError, match="0.npy was not written"):
-            transfer.frozen_outputs(
-                two_outputs, noise_images(130), str(tmp_path), preprocess)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_noticed_before_the_pass(
+        two_outputs, small_shards, tmp_path):
+    preprocess = Counted()
+    with full_disk(), pytest.raises(OSError, match="0.npy was not written"):
+        transfer.frozen_outputs(
+            two_outputs, noise_images(130), str(tmp_path), preprocess)
     assert preprocess.images == 16  # the comparison alone
     assert not list(tmp_path.rglob("*.npy"))
 
@@ -480,6 +617,75 @@ def test_a_killed_training_ends_as_an_undisturbed_one(
     assert resumed == history and len(resumed) == 3
     for ours, theirs in zip(again.get_weights(), top.get_weights()):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("other", ["dtype", "shape", "fewer"])
+def test_a_checkpoint_of_another_form_is_refused(tmp_path, capsys, other):
+    path = str(tmp_path / "killed.npz")
+    with pytest.raises(Stop):
+        train_small(*small_top(0), stop_after(1, transfer.Checkpoint(path)))
+    with np.load(path) as file:
+        parts = dict(file)
+    if other == "dtype":
+        parts["arr_0"] = parts["arr_0"].view("int32")
+    elif other == "shape":  # of as many values
+        parts["arr_0"] = parts["arr_0"].T
+    else:
+        del parts["arr_1"]
+    np.savez(path, **parts)
+    top, *_ = small_top(0)
+    before = top.get_weights()
+    top.compile("adam", "mse")
+    checkpoint = transfer.Checkpoint(path)
+    checkpoint.set_model(top)
+    checkpoint.restore()
+    assert "is damaged" in capsys.readouterr().out
+    assert checkpoint.history == []
+    for ours, theirs in zip(top.get_weights(), before):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_fuzz_a_damaged_checkpoint_is_never_taken_for_whole(tmp_path):
+    path = str(tmp_path / "killed.npz")
+    top, stored, Y = small_top(0)
+    with pytest.raises(Stop):
+        train_small(top, stored, Y,
+                    stop_after(1, transfer.Checkpoint(path)))
+    with open(path, "rb") as file:
+        original = file.read()
+    whole = transfer.Checkpoint(path)
+    whole.set_model(top)
+    whole.restore()
+    values = [np.array(variable) for variable in whole.variables()]
+
+    @fuzz
+    @given(damaged(original))
+    def try_one(data):
+        """Restore from a damaged file: nothing, or the very same."""
+        change(path, data)
+        for variable in whole.variables():
+            variable.assign(np.zeros_like(np.asarray(variable)))
+        checkpoint = transfer.Checkpoint(path)
+        checkpoint.set_model(top)
+        checkpoint.restore()
+        assert checkpoint.history in ([], whole.history)
+        for variable, value in zip(checkpoint.variables(), values):
+            np.testing.assert_array_equal(
+                np.array(variable),
+                value if checkpoint.history else np.zeros_like(value))
+
+    try_one()
+
+
+def test_a_full_disk_is_noticed_before_the_training(tmp_path):
+    top, stored, Y = small_top(0)
+    before = top.get_weights()
+    with full_disk(), pytest.raises(OSError, match="a.npz was not written"):
+        train_small(top, stored, Y, transfer.Checkpoint(
+            str(tmp_path / "a.npz")))
+    for ours, theirs in zip(top.get_weights(), before):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_is_keras_s_own(tmp_path):
@@ -587,6 +793,69 @@ def test_killed_anywhere_a_run_ends_as_an_undisturbed_one(tmp_path):
     assert ours.keys() == theirs.keys() and len(ours) > 10
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_runs_at_once_wait_for_each_other(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(SMALL)
+    for name in "alone", "first", "second", "cache":
+        (tmp_path / name).mkdir()
+    arguments = "--size", 64, "--epochs", 2, "--cache"
+    alone = script(path, tmp_path / "alone", *arguments, "cache")
+    assert alone.returncode == 0, alone.stderr
+    lock = transfer.wait_for_others(str(tmp_path / "cache"))
+    runs = [Script(path, tmp_path / name, *arguments, tmp_path / "cache")
+            for name in ("first", "second")]
+    for one in runs:
+        one.wait_until(lambda printed: "Waiting for another process that uses"
+                       in printed)
+    lock.close()
+    for one in runs:
+        done = one.wait()
+        assert done.returncode == 0, done.stderr
+    ours = [weights(tmp_path / name / "cifar10.h5")
+            for name in ("alone", "first", "second")]
+    for name in ours[0]:
+        np.testing.assert_array_equal(ours[1][name], ours[0][name])
+        np.testing.assert_array_equal(ours[2][name], ours[0][name])
+
+
+FULL_DISK = """\
+import os
+import resource
+
+def on_a_full_disk(*arguments, **options):
+    if os.path.exists("full"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
+    return function(*arguments, **options)
+
+function, transfer.{0} = transfer.{0}, on_a_full_disk
+transfer.main()
+"""
+
+
+@pytest.mark.parametrize("function, unwritten", [
+    ("frozen_outputs", "0.npy"), ("train", "training-"),
+    ("save_model", "cifar10.h5")])
+def test_a_full_disk_costs_nothing_that_is_made(
+        tmp_path, function, unwritten):
+    path = tmp_path / "small.py"
+    path.write_text(SMALL.replace(
+        "transfer.main()\n", FULL_DISK.format(function)))
+    (tmp_path / "cifar10.h5").write_text("older")
+    (tmp_path / "full").touch()
+    arguments = path, tmp_path, "--size", 64, "--epochs", 2, "--cache", "cache"
+    done = script(*arguments)
+    assert done.returncode == 1, done.stdout
+    message, remedy = done.stderr.splitlines()[-2:]
+    assert unwritten in message and "was not written" in message
+    assert "Finished work is kept" in remedy
+    assert (tmp_path / "cifar10.h5").read_text() == "older"
+    assert not list(tmp_path.rglob("*.part*"))
+    (tmp_path / "full").unlink()
+    done = script(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert len(weights(tmp_path / "cifar10.h5")) > 10
 
 
 SMALL_REHEARSAL = """\
@@ -705,6 +974,26 @@ def test_validation_leaves_the_test_images_alone(run_small, tmp_path):
                                atol=2e-3 * np.abs(expected).max())
 
 
+def test_a_log_has_nothing_but_lines(rehearsal):
+    _, printed = rehearsal
+    assert "\r" not in printed and "\b" not in printed
+    assert "\x1b" not in printed
+    assert "of 400 images done\n" in printed
+    for line in printed.splitlines():
+        assert len(line) < 200
+
+
+def test_tensorflow_says_nothing_first(tmp_path):
+    env = without_network(tmp_path)
+    del env["TF_CPP_MIN_LOG_LEVEL"]
+    code = ("transfer = __import__('0-transfer')\n"
+            "transfer.K.Sequential([transfer.K.Input((2,)),"
+            " transfer.K.layers.Dense(2)])\n"
+            "__import__('os').write(2, b'still heard')\n")
+    done = run([sys.executable, "-c", code], ROOT, env)
+    assert (done.stdout, done.stderr) == ("", "still heard")
+
+
 def test_ctrl_c_says_how_to_continue(tmp_path):
     done = Script("0-transfer.py", tmp_path, "--rehearse").kill(
         lambda printed: "First" in printed, signal.SIGINT)
@@ -757,7 +1046,21 @@ def test_the_rehearsal_s_file_is_named_where_it_is_missing(tmp_path):
     (["--validation", -1], "--validation is -1"),
     (["--record", "nowhere/run.json"], "can't write"),
     (["--record", "."], "is a folder"), (["--sise", 96], "--sise"),
-    (["--size", "large"], "large"),
+    (["--size", "large"], "large"), (["--size", ""], "--size"),
+    (["--size", 10000], "--size is 10000, expected 32, 48, 64, … 1024"),
+    (["--size", 7], "--size is 7"), (["--size", "nan"], "--size"),
+    (["--epochs", -3], "--epochs is -3"), (["--epochs", 1.5], "--epochs"),
+    (["--epochs", 10 ** 12], "expected 1, 2, 3, … 1000"),
+    (["--seed", 2 ** 32], f"--seed is {2 ** 32}"),
+    (["--limit", 50001], "expected 10, 11, 12, … 50000"),
+    (["--limit", 49999, "--validation", 2], "--validation is 2"),
+    (["--validation", 49991], "--validation is 49991"),
+    (["--cache", ""], "--cache is ''"),
+    (["--cache", __file__], "--cache is"),
+    (["--cache", os.path.join(__file__, "below")], "expected a folder"),
+    (["--record", ""], "--record: can't write ''"),
+    (["--record", os.devnull], "a device"),
+    (["--rehearse", "yes"], "yes"),
 ])
 def test_a_usage_error_gets_one_message(
         tmp_path, monkeypatch, capsys, arguments, words):

@@ -4,6 +4,7 @@
 Offline unless REAL_DATA=1: then images of noise stand for CIFAR-100, and
 random weights for ImageNet's.
 """
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ import networks
 import report
 import runs
 from helpers import (
-    ROOT, Script, he_initialize, noise_images, real_data, run, script,
+    ROOT, Script, Stop, he_initialize, noise_images, real_data, run, script,
     usage_error, without_network)
 
 transfer = cifar100.transfer
@@ -497,6 +498,11 @@ def test_a_second_run_repeats_nothing(comparison):
     assert before == {path: path.read_bytes() for path in before}
 
 
+# What report.py needs of a record, to take it for one
+RECORD = {"base": "Xception", "style": "fixed", "history": [{"seconds": 1}],
+          "machine": {"processor": "A chip", "cores": 2}}
+
+
 def test_a_part_is_finished_with_its_record_and_its_model(tmp_path):
     args = types.SimpleNamespace(out=str(tmp_path), suffix="-limit-500")
     record = tmp_path / "Xception-fixed.json"
@@ -506,7 +512,9 @@ def test_a_part_is_finished_with_its_record_and_its_model(tmp_path):
     assert not cifar100.finished(args, "Xception", "fixed")
     record.write_text("{broken")
     assert not cifar100.finished(args, "Xception", "fixed")
-    record.write_text('{"base": 1}')
+    record.write_text('{"base": "Xception", "style": "fixed"}')
+    assert not cifar100.finished(args, "Xception", "fixed")
+    record.write_text(json.dumps(RECORD))
     assert cifar100.finished(args, "Xception", "fixed")
     assert not cifar100.finished(args, "Xception", "partial")
     os.remove(model)
@@ -541,12 +549,18 @@ def main(monkeypatch, tmp_path):
     return call_main
 
 
-def test_each_base_has_a_process_of_its_own(main, tmp_path, capsys):
+@pytest.fixture
+def out(main, tmp_path):
+    """Return the folder of a finished run on Xception."""
+    main("--out", "run [1]", "--bases", "Xception")
     out = tmp_path / "run [1]"
-    out.mkdir()
     for style in STYLES:
-        runs.write(str(out / f"Xception-{style}.json"), {"base": "Xception"})
+        runs.write(str(out / f"Xception-{style}.json"), RECORD)
         (out / f"Xception-{style}.keras").write_text("a model")
+    return out
+
+
+def test_each_base_has_a_process_of_its_own(main, out, capsys):
     (out / "DenseNet121-partial.npz").write_text("a checkpoint")
     assert main("--out", "run [1]", "--bases", "Xception", "MobileNetV2",
                 "DenseNet121", "MobileNetV2") == [
@@ -554,6 +568,59 @@ def test_each_base_has_a_process_of_its_own(main, tmp_path, capsys):
         ("run_in_new_process", "DenseNet121"), ("report", "run [1]")]
     assert "Xception: already finished\n" in capsys.readouterr().out
     assert not list(out.glob("*.npz"))
+    assert runs.read_json(str(out / "run.json"))["finished"] is True
+
+
+def test_a_base_that_is_not_asked_for_may_continue_later(main, out):
+    checkpoint = out / "MobileNetV2-partial.npz"
+    checkpoint.write_text("minutes of work")
+    assert main("--out", "run [1]", "--bases", "Xception") == [
+        ("report", "run [1]")]
+    assert checkpoint.exists()
+    assert runs.read_json(str(out / "run.json"))["finished"] is False
+
+
+def test_the_committed_run_can_be_continued():
+    assert runs.read_json(os.path.join(
+        ROOT, "results", "cifar100", "run.json")) == {
+            "script": "cifar100_transfer.py", "finished": True,
+            "arguments": json.loads(json.dumps(cifar100.recipe(
+                types.SimpleNamespace(limit=None, seed=0))))}
+
+
+def test_overwrite_deletes_a_finished_run_once_nothing_else_can_fail(
+        main, out, monkeypatch):
+    def fail(*_):
+        """Fail as without a network."""
+        sys.exit(69)
+
+    before = sorted(os.listdir(out))
+    options = "--out", "run [1]", "--bases", "Xception", "--overwrite"
+    for there, missing in (("build_base", "load_cifar100"),
+                           ("load_cifar100", "build_base")):
+        monkeypatch.setattr(cifar100, there, lambda *_: None)
+        monkeypatch.setattr(cifar100, missing, fail)
+        with pytest.raises(SystemExit) as end:
+            main(*options)
+        assert end.value.code == 69 and sorted(os.listdir(out)) == before
+    monkeypatch.setattr(cifar100, "build_base", lambda _: None)
+    assert main(*options) == [
+        ("train_both_styles", "Xception"), ("report", "run [1]")]
+    assert os.listdir(out) == ["run.json"]
+
+
+def test_a_cache_has_one_process_before_anything_is_loaded(
+        tmp_path, monkeypatch):
+    def wait_for_others(folder):
+        """Stop where it would wait."""
+        assert os.path.isdir(folder)
+        raise Stop
+
+    monkeypatch.setattr(transfer, "wait_for_others", wait_for_others)
+    monkeypatch.setattr(cifar100, "load_cifar100", None)
+    with pytest.raises(Stop):
+        cifar100.train_both_styles("Xception", types.SimpleNamespace(
+            cache=str(tmp_path / "cache"), limit=None))
 
 
 def test_a_single_base_is_trained_at_once(main):
@@ -586,6 +653,19 @@ def test_a_base_s_process_gets_the_same_command(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out == (
         "['--bases', 'MobileNetV2', 'Xception', '--bases', 'Xception', "
         f"'--parent', '{os.getpid()}']\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no flock")
+def test_a_base_s_process_shares_the_claim(tmp_path, monkeypatch, capfd):
+    runs.claim(str(tmp_path))  # until these tests end
+    in_new_process(tmp_path, monkeypatch, (
+        "import contextlib\n"
+        "for file in range(3, 3000):\n"
+        "    with contextlib.suppress(OSError):\n"
+        "        if os.path.samestat(os.fstat(file), os.stat(\n"
+        "                os.path.dirname(__file__))):\n"
+        "            print('shared')\n"))
+    assert capfd.readouterr().out == "shared\n"
 
 
 @pytest.mark.parametrize("status", [1, 2, 69, 130])
@@ -639,19 +719,41 @@ def test_other_arguments_need_another_folder(
         return usage_error(cifar100.main, monkeypatch, capsys, comparison[0],
                            *ARGUMENTS, *arguments, "--out", "out")
 
+    monkeypatch.setattr(runs, "claim", lambda folder: None)
     message = error("--seed", 1)
-    assert "out has a run with seed 0, not 1: choose another --out" in message
-    assert "out has a run with limit 400, not 500" in error("--limit", 500)
+    assert "out contains a run with " in message
+    assert "seed 0 instead of 1" in message and "choose another" in message
+    assert "limit 400 instead of 500" in error("--limit", 500)
     # The script itself has changed: it has its own bases in this process.
-    assert "out has a run with bases {" in error()
+    assert "out contains a run with bases {" in error()
 
 
 def test_a_folder_of_another_script_is_refused(
         tmp_path, monkeypatch, capsys):
-    runs.write(str(tmp_path / "run.json"), {"script": "simple_cnn.py"})
-    assert "has a run of simple_cnn.py: choose another --out" in usage_error(
+    monkeypatch.setattr(runs, "claim", lambda folder: None)
+    runs.write(str(tmp_path / "run.json"), {
+        "script": "simple_cnn.py", "arguments": {}, "finished": True})
+    (tmp_path / "simple.keras").write_text("a model")
+    assert "contains a run of simple_cnn.py: choose another --out" in (
+        usage_error(cifar100.main, monkeypatch, capsys, tmp_path, "--out",
+                    ".", "--cache", "."))
+
+
+@pytest.mark.parametrize("text", [
+    '{"model": "mine"}', "[1]", '{"script": 1}', "{}", "broken", '"limit"',
+    '{"limit": null, "seed": 0}'])
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_the_run_json_of_another_program_stays(
+        tmp_path, monkeypatch, capsys, text, options):
+    monkeypatch.setattr(runs, "claim", lambda folder: None)
+    monkeypatch.setattr(cifar100, "load_cifar100", lambda: None)
+    monkeypatch.setattr(cifar100, "build_base", lambda name: None)
+    (tmp_path / "run.json").write_text(text)
+    assert usage_error(
         cifar100.main, monkeypatch, capsys, tmp_path, "--out", ".",
-        "--cache", ".")
+        *options) == (". contains something that isn't a run: choose another "
+                      "--out\n")
+    assert (tmp_path / "run.json").read_text() == text
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path, monkeypatch):
@@ -668,11 +770,25 @@ def test_two_runs_in_one_folder_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--limit", 199], "--limit is in 200 .. 50000"),
-    (["--limit", 50001], "--limit is in 200 .. 50000"),
+    (["--limit", 199], "--limit is 199, expected 200 to 50000"),
+    (["--limit", 50001], "--limit is 50001, expected 200 to 50000"),
+    (["--limit", 0], "--limit is 0, expected 200 to 50000"),
+    (["--limit", -1], "--limit is -1, expected 200 to 50000"),
+    (["--limit", "nan"], "--limit: invalid int value: 'nan'"),
+    (["--limit", ""], "--limit: invalid int value: ''"),
+    (["--bases", ""], "--bases: invalid choice: ''"),
+    (["--bases", "MobileNetV2", "x"], "--bases: invalid choice: 'x'"),
+    (["--seed", "nan"], "--seed: invalid int value: 'nan'"),
+    (["--seed", 0.5], "--seed: invalid int value: '0.5'"),
+    (["--seed", -1], "seed is -1, expected 0 to 4294967295"),
+    (["--out", ""], "--out is '', expected a folder"),
+    (["--cache", ""], "--cache is '', expected a folder"),
+    (["--out", SCRIPT], f"--out is '{SCRIPT}', expected a folder"),
+    (["--cache", SCRIPT], f"--cache is '{SCRIPT}', expected a folder"),
+    (["--overwrite", "out"], "unrecognized arguments: out"),
     (["--bases", "ResNet"], "DenseNet121"), (["--bases"], "--bases"),
-    (["--seed", -1], "--seed is in 0 .. 2**32 - 1"),
-    (["--seed", 2 ** 32], "--seed is in"), (["--sead", 1], "--sead"),
+    (["--seed", -1], "--seed is -1, expected 0 to 4294967295"),
+    (["--seed", 2 ** 32], "--seed is 4294967296"), (["--sead", 1], "--sead"),
     (["--out", os.path.join(SCRIPT, "out")], SCRIPT),
     (["--out", ".", "--cache", os.path.join(SCRIPT, "cache")], SCRIPT)])
 def test_a_usage_error_gets_one_message(

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import types
 
@@ -387,10 +388,14 @@ def test_a_typo_does_not_cost_the_run_that_overwrite_names(simple):
 
 
 def test_any_number_of_classes(tmp_path):
-    """Two or twenty, with one image of each to validate and to test."""
+    """Two or twenty, with one image of each to validate and to test.
+
+    Of three, that to test is split off the training images.
+    """
     rng, started = np.random.default_rng(0), {}
-    for classes in 2, 20:
-        for split, count in (("train", 2), ("valid", 1), ("test", 1)):
+    for classes in 2, 20, 3:
+        for split, count in (("train", 2), ("valid", 1), ("test", 1))[
+                :2 if classes == 3 else 3]:
             for number in range(classes):
                 folder = (tmp_path / f"{classes}" / split /
                           f"{{n° {number}}} 100%")
@@ -407,21 +412,32 @@ def test_any_number_of_classes(tmp_path):
         record = read(tmp_path / f"out {{here}} {classes}" / "simple.json")
         assert len(record["classes"]) == classes
         assert np.sum(record["evaluation"]["confusion"]) == classes
+        assert ("images become the holdout set" in done.stdout) == (
+            classes == 3)
 
 
 @pytest.mark.parametrize("main, arguments, words", [
     (simple_cnn.main, [], "DATA is missing"),
     (simple_cnn.main, ["x", "--size", 0], "--size is 0, expected 1 to"),
+    (simple_cnn.main, ["x", "--size", 1025], "expected 1 to 1024"),
     (simple_cnn.main, ["x", "--epochs", 0], "--epochs is 0"),
+    (simple_cnn.main, ["x", "--epochs", 1001], "expected 1 to 1000"),
     (simple_cnn.main, ["x", "--rate", 2], "--rate is 2.0"),
+    (simple_cnn.main, ["x", "--rate", "nan"], "--rate is nan, expected more"),
     (transfer_model.main, ["x", "--size", 31], "--size is 31, expected 32"),
+    (transfer_model.main, ["x", "--warm-up", -1], "--warm-up is -1, expected"),
+    (transfer_model.main, ["x", "--warm-up-rate", 0], "--warm-up-rate is 0.0"),
     (transfer_model.main, ["x", "--fine", 0], "--fine is 0"),
+    (transfer_model.main, ["x", "--fine-rate", "inf"], "--fine-rate is inf"),
     (transfer_model.main, ["x", "--base", "VGG"], "VGG16"),
-    (transfer_model.main, ["x", "--optimizer", "lion"], "rmsprop")])
+    (transfer_model.main, ["x", "--base", ""], "--base: invalid choice: ''"),
+    (transfer_model.main, ["x", "--optimizer", "lion"], "rmsprop"),
+    (transfer_model.main, ["x", "--batch-norm", "x"], "frozen"),
+    (transfer_model.main, ["x", "--simple", ""], "--simple is ''")])
 def test_a_usage_error_gets_one_message(
         tmp_path, monkeypatch, capsys, main, arguments, words):
     assert words in usage_error(
-        main, monkeypatch, capsys, tmp_path, *arguments)
+        main, monkeypatch, capsys, tmp_path, *arguments).splitlines()[-1]
 
 
 def test_a_typo_on_the_real_command_line(tmp_path):
@@ -676,6 +692,26 @@ def test_a_simple_network_that_learned_other_images(simple, tmp_path):
                   simple[0] / "runs" / "simple_cnn")
     assert done.returncode == 1 and "choose another --simple" in done.stderr
     assert os.listdir(tmp_path) == ["other"]
+
+
+@pytest.mark.parametrize("content", [
+    None, b"[1]", b"{", b'{"script": "simple_cnn.py", "arguments": []}'])
+def test_a_simple_network_whose_run_is_unknown(
+        simple, data, tmp_path, content):
+    shutil.copy(simple[0] / "runs/simple_cnn/simple.json", tmp_path)
+    if content:
+        (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(OSError, match="a run of None on None, expected "
+                       "simple_cnn.py on my desserts .*another --simple"):
+        transfer_model.find_simple(str(tmp_path), pictures.find(data))
+
+
+@pytest.mark.parametrize("content", [b"[1]", b'{"title": 1}', b"{", b"1"])
+def test_another_program_s_simple_json_is_no_network(
+        data, tmp_path, content):
+    (tmp_path / "simple.json").write_bytes(content)
+    assert transfer_model.find_simple(
+        str(tmp_path), pictures.find(data)) is None
 
 
 def test_missing_weights_are_named(data, tmp_path):

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -348,14 +349,41 @@ def test_too_few_images_get_one_message(tmp_path):
     done = script("tests/small_base.py", tmp_path, "four_classes_transfer",
                   "in", "--base", "MobileNetV2")
     assert done.returncode == 1
-    assert ("A class of 4 images can't be split: expected at least 5 in each"
-            ) in done.stderr
+    assert ("dogs: a class of 4 images can't be split, expected at least 5. "
+            "Add some to its folder, or delete the folder") in done.stderr
     assert "Traceback" not in done.stderr
     assert "Frozen part" not in done.stdout
 
 
+def test_too_few_images_do_not_refuse_more_images(tmp_path, monkeypatch):
+    """The same command goes on once the folder has enough of them."""
+    class Reached(Exception):
+        """Raised where the frozen pass would begin."""
+
+    def reached(args, copy):
+        """Stop there, with what is in the clean copy."""
+        raise Reached(copy.count(pictures.WHOLE, "dogs"))
+
+    monkeypatch.setattr(four_classes, "build", lambda args, classes: None)
+    monkeypatch.setattr(four_classes, "frozen_pass", reached)
+    monkeypatch.setattr(four_classes.runs, "claim", lambda folder: None)
+    args = types.SimpleNamespace(
+        data=str(draw(tmp_path / "in", {"cats": 9, "dogs": 4})), size=48,
+        base="MobileNetV2", splits=1, seed=0, overwrite=False,
+        out=str(tmp_path / "out"))
+    with pytest.raises(OSError, match="dogs: a class of 4 images"):
+        four_classes.run(args)
+    draw(tmp_path / "more", {"dogs": 6}, size=(30, 30))
+    os.rename(tmp_path / "more/dogs/5.png", tmp_path / "in/dogs/5.png")
+    with pytest.raises(Reached, match="5"):
+        four_classes.run(args)
+
+
 @pytest.mark.parametrize("arguments, words", [
     ([], "DATA is missing"), (["x", "--splits", 0], "--splits is 0"),
+    (["x", "--splits", 10 ** 9], "--splits is 1000000000, expected 1 to 1000"),
+    (["x", "--size", 10000], "--size is 10000, expected 32 to 1024"),
+    (["x", "--out", ""], "--out is ''"), ([""], "DATA is ''"),
     (["x", "--base", "VGG16"], "MobileNetV2"),
     (["x", "--size", 31], "--size is 31, expected 32")])
 def test_a_usage_error_gets_one_message(

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """What the scripts on folders of images share, through folders.py."""
+import io
 import itertools
 import json
 import os
+import re
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -66,22 +69,42 @@ def main(run=print):
     options = folders.parser("simple_cnn", "A test.", 100)
     options.add_argument("--warm-up", type=int, default=3)
     options.add_argument("--fine-rate", type=float)
+    options.add_argument("--simple", default="runs")
     folders.start(options, run, smallest=32)
 
 
 @pytest.mark.parametrize("arguments, words", [
     ([], "DATA is missing: a folder or zip of images"),
-    (["x", "--size", 31], "--size is 31, expected 32 to 2147483647"),
-    (["x", "--size", 2 ** 31], "--size is 2147483648, expected 32 to"),
-    (["x", "--seed", -1], "--seed is -1, expected 0 to"),
-    (["x", "--warm-up", 0], "--warm-up is 0, expected 1 to"),
+    ([""], "DATA is '', expected a path"),
+    (["x", "--size", 31], "--size is 31, expected 32 to 1024"),
+    (["x", "--size", 1025], "--size is 1025, expected 32 to 1024"),
+    (["x", "--size", -100000], "--size is -100000, expected 32 to 1024"),
+    (["x", "--seed", -1], "--seed is -1, expected 0 to 2147483647"),
+    (["x", "--seed", 2 ** 31], "--seed is 2147483648, expected 0 to"),
+    (["x", "--warm-up", 0], "--warm-up is 0, expected 1 to 1000"),
+    (["x", "--warm-up", 10 ** 12], "--warm-up is 1000000000000, expected 1"),
+    (["x", "--warm-up", 2.5], "--warm-up: invalid int value: '2.5'"),
+    (["x", "--warm-up", ""], "--warm-up: invalid int value: ''"),
     (["x", "--fine-rate", 0], "--fine-rate is 0.0, expected more than 0"),
     (["x", "--fine-rate", 1.1], "--fine-rate is 1.1, expected more than 0"),
     (["x", "--fine-rate", "nan"], "--fine-rate is nan"),
+    (["x", "--fine-rate", "inf"], "--fine-rate is inf"),
+    (["x", "--fine-rate", -0.5], "--fine-rate is -0.5, expected more than 0"),
+    (["x", "--fine-rate", "fast"], "--fine-rate: invalid float value: 'fast'"),
+    (["x", "--out", ""], "--out is '', expected a path"),
+    (["x", "--out", "a file"], "--out is 'a file', a file: expected a folder"),
+    (["x", "--out", "a file/below"], "--out is 'a file/below', expected a "),
+    (["x", "--out", "x" * 300], "--out is 'xxx"),
+    (["x", "--simple", ""], "--simple is '', expected a path"),
+    (["x", "--simple", "a file"], "--simple is 'a file', a file: expected"),
+    (["--predict", ""], "--predict is '', expected a path"),
+    (["--predict", "a file", "."], "--predict is '.', a folder: expected"),
+    (["--predict", "a file", "--out", "a file"], "--out is 'a file', a file"),
     (["x", "--sise", 99], "--sise"), (["x", "--size", "large"], "large"),
     (["x", "y"], "y"), (["--predict"], "--predict")])
 def test_a_usage_error_gets_one_message(
         tmp_path, monkeypatch, capsys, arguments, words):
+    (tmp_path / "a file").write_text("")
     assert words in usage_error(
         main, monkeypatch, capsys, tmp_path, *arguments).splitlines()[-1]
 
@@ -95,9 +118,22 @@ def test_what_is_right_reaches_the_run(monkeypatch):
     assert [vars(args) for args in seen] == [
         {"data": "x", "out": os.path.join("runs", "simple_cnn"), "seed": 0,
          "overwrite": False, "predict": None, "size": 100, "warm_up": 3,
-         "fine_rate": None},
+         "fine_rate": None, "simple": "runs"},
         {"data": "x", "out": "o", "seed": 2 ** 31 - 1, "overwrite": True,
-         "predict": None, "size": 32, "warm_up": 3, "fine_rate": 1.0}]
+         "predict": None, "size": 32, "warm_up": 3, "fine_rate": 1.0,
+         "simple": "runs"}]
+
+
+def test_any_class_can_be_printed_on_an_ascii_terminal(monkeypatch):
+    printed = [io.TextIOWrapper(io.BytesIO(), "ascii", errors=errors)
+               for errors in ("strict", "backslashreplace")]  # as Python's own
+    monkeypatch.setattr(sys, "argv", ["script", "x"])
+    monkeypatch.setattr(sys, "stdout", printed[0])
+    monkeypatch.setattr(sys, "stderr", printed[1])
+    main(lambda args: [print("\U0001f370", file=file) for file in printed])
+    for file in printed:
+        file.flush()
+        assert file.buffer.getvalue() == b"\\U0001f370\n"
 
 
 def test_what_a_user_can_fix_gets_one_message(monkeypatch):
@@ -152,6 +188,7 @@ def test_a_run_on_other_images_is_another_run(
     data = cats_and_dogs(tmp_path / "data")
     begin(data, tmp_path / "out")
     tinted(0, 99, (20, 20)).save(tmp_path / "data/train/cats/2.png")
+    runs.write(tmp_path / "out" / "simple.json", {})
     if overwrite:
         copy = begin(data, tmp_path / "out", overwrite=True)
         assert copy.count("train", "cats") == 2
@@ -160,6 +197,20 @@ def test_a_run_on_other_images_is_another_run(
             begin(data, tmp_path / "out")
         assert end.value.code == 2
         assert "a run with data data (6 files, " in capsys.readouterr().err
+
+
+def test_a_run_that_failed_before_its_training_does_not_refuse_others(
+        tmp_path, monkeypatch):
+    """The clean copy is that of the mended images then."""
+    monkeypatch.setattr(runs, "claim", lambda folder: None)
+    data = cats_and_dogs(tmp_path / "data")
+    begin(data, tmp_path / "out")
+    tinted(0, 99, (20, 20)).save(tmp_path / "data/train/cats/2.png")
+    os.replace(tmp_path / "data/train/dogs/1.png",
+               tmp_path / "data/train/dogs/9.png")
+    copy = begin(data, tmp_path / "out")
+    assert copy.count("train", "cats") == 2
+    assert "train/dogs/9.png" in copy.source.values()
 
 
 @pytest.mark.parametrize("data, out", [
@@ -237,27 +288,52 @@ def test_a_record_tells_the_training(copy, tmp_path):
 
 # Saved models, and the user's own images
 
-@pytest.mark.parametrize("content", [None, b"", b"no model"])
-def test_a_model_that_cannot_be_read_is_named(tmp_path, content):
+@pytest.mark.parametrize("content, words", [
+    (None, "No such file"), (b"", "not a zip file"),
+    (b"no model", "not a zip file")])
+def test_a_model_that_cannot_be_read_is_named(tmp_path, content, words):
     path = str(tmp_path / "a.keras")
     if content is not None:
         with open(path, "wb") as file:
             file.write(content)
-    with pytest.raises(OSError, match="a.keras can't be read: "):
+    with pytest.raises(OSError, match=f"a.keras can't be read: .*{words}.*"
+                       "Expected a model that Keras saved"):
         folders.load(path)
+
+
+def test_a_model_with_one_flipped_bit_is_not_loaded(tmp_path):
+    path = tmp_path / "a.keras"
+    judge().save(path)
+    assert folders.load(str(path)).count_params() == 12
+    with zipfile.ZipFile(path) as archive:
+        weights = archive.read("model.weights.h5")
+    kernel = np.float32(0.03).tobytes()
+    data = path.read_bytes()
+    at = data.index(weights) + weights.index(kernel)
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+    with pytest.raises(OSError, match="model.weights.h5 in it is damaged"):
+        folders.load(str(path))
+
+
+# A record without a model, as cifar100_transfer.py's are
+UNSAVED = {"title": "x", "val_accuracy": 1.0, "history": [{"seconds": 1}],
+           "machine": {"processor": "x", "cores": 1}, "classes": ["a", "b"]}
 
 
 @pytest.fixture(scope="module")
 def out(copy, tmp_path_factory):
-    """Write two models with their records, and the record of a third."""
+    """Write three models with their records, and other JSON files."""
     folder = tmp_path_factory.mktemp("out")
     for name, val_accuracy, model in (
             ("a worse", 0.4, judge(np.zeros((3, 3)))), ("best", 0.8, judge()),
             ("c worse", 0.6, judge(np.zeros((3, 3))))):
         model.save(folder / f"{name}.keras")
         folders.record(str(folder), name, model, copy,
-                       [{"val_accuracy": val_accuracy}], title=name)
-    runs.write(folder / "unsaved.json", {"title": "x", "val_accuracy": 1.0})
+                       [{"val_accuracy": val_accuracy, "seconds": 1}],
+                       title=name)
+    runs.write(folder / "unsaved.json", UNSAVED)
+    runs.write(folder / "foreign.json", {**UNSAVED, "model": "a worse.keras",
+                                         "classes": None, "history": []})
     runs.write(folder / "run.json", {"script": "simple_cnn.py"})
     return str(folder)
 
@@ -308,11 +384,35 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(
     assert errors[1].startswith(f"{__file__} can't be read: ")
 
 
+def test_a_pipe_is_not_waited_for(out, tmp_path, monkeypatch, capsys):
+    os.mkfifo(tmp_path / "pipe.png")
+    tinted(2, 0).save(tmp_path / "rose.png")
+    assert predict(monkeypatch, out, tmp_path / "pipe.png",
+                   tmp_path / "rose.png") == 1
+    output = capsys.readouterr()
+    assert "rose.png: red, " in output.out
+    assert output.err == (f"{tmp_path}/pipe.png can't be read: neither a file "
+                          "nor a folder\n")
+
+
+def test_names_of_images_do_not_command_the_terminal(
+        out, tmp_path, monkeypatch, capsys):
+    names = "\x1b[2J.png", os.fsdecode(b"\xe4.png")
+    tinted(2, 0).save(tmp_path / names[0])
+    tinted(2, 0).save(tmp_path / names[1])
+    assert predict(monkeypatch, out, *(tmp_path / name for name in (
+        *names, "\x1b[2J"))) == 1
+    output = capsys.readouterr()
+    assert re.findall("(?m)^.*/(.*): red", output.out) == [
+        "\\x1b[2J.png", "\\xe4.png"]
+    assert "/\\x1b[2J can't be read" in output.err
+    assert "\x1b" not in output.out + output.err
+
+
 @pytest.mark.parametrize("record, words", [
     (None, "No record of a training in "),
-    ({"title": "x", "val_accuracy": 1.0}, "has no model that predicts"),
-    ({"title": "x", "val_accuracy": 1.0, "model": "lost.keras"},
-     "lost.keras can't be read")])
+    (UNSAVED, "has no model that predicts"),
+    ({**UNSAVED, "model": "lost.keras"}, "lost.keras can't be read")])
 def test_without_a_model_one_message_says_so(
         tmp_path, monkeypatch, record, words):
     if record:

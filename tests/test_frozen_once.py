@@ -6,6 +6,7 @@ With few layers in the place of MobileNetV2's, except on real images.
 import functools
 import json
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -135,13 +136,55 @@ def test_a_way_is_measured_on_the_images_that_are_asked_for(
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--images", 255], "--images starts at 256"),
+    (["--images", 255], "--images is 255, expected 256 to 50000"),
+    (["--images", -1], "--images is -1, expected 256 to 50000"),
+    (["--images", 50001], "--images is 50001, expected 256 to 50000"),
+    (["--images", "nan"], "--images: invalid int value: 'nan'"),
+    (["--size", 0], "--size is 0, expected 32 to 224"),
+    (["--size", -1], "--size is -1"), (["--size", 31], "--size is 31"),
+    (["--size", 10000], "--size is 10000, expected 32 to 224"),
+    (["--size", ""], "--size: invalid int value: ''"),
+    (["--json", ""], "--json is '', expected a file that can be written"),
+    (["--json", "."], "--json is '.', expected a file that can be written"),
+    (["--json", os.devnull], f"--json is '{os.devnull}', expected a file"),
+    (["--json", f"{__file__}/out.json"], "there is no such folder"),
     (["--json", "nowhere/out.json"], "there is no such folder"),
     (["--way", "fit"], "our frozen pass"), (["--sise", 96], "--sise")])
 def test_a_usage_error_gets_one_message(
         tmp_path, monkeypatch, capsys, arguments, words):
     assert words in usage_error(frozen_once.main, monkeypatch, capsys,
                                 tmp_path, *arguments).splitlines()[-1]
+
+
+@pytest.mark.parametrize("status, words", [
+    (-9, "predict, whole base: its process was killed by signal 9; 9 may "
+     "mean: out of memory"), (69, 69)])
+def test_a_way_that_fails_is_the_end(
+        tmp_path, monkeypatch, status, words):
+    monkeypatch.setattr(frozen_once, "WAYS", {"predict, whole base": None})
+    monkeypatch.setattr(
+        frozen_once.subprocess, "run", lambda *_, **__: (
+            subprocess.CompletedProcess([], status, "")))
+    monkeypatch.setattr(sys, "argv", [
+        "frozen_once.py", "--json", str(tmp_path / "out.json")])
+    with pytest.raises(SystemExit) as end:
+        frozen_once.main()
+    assert end.value.code == words and not os.listdir(tmp_path)
+
+
+def test_a_full_disk_gets_one_message(tmp_path, monkeypatch):
+    def full(*_):
+        """Fail as runs.write does."""
+        raise OSError("out.json was not written")
+
+    row = '{"images_per_second": 1, "peak_memory_bytes": 2}'
+    monkeypatch.setattr(frozen_once.runs, "write", full)
+    monkeypatch.setattr(frozen_once.subprocess, "run", lambda *_, **__: (
+        subprocess.CompletedProcess([], 0, row)))
+    monkeypatch.setattr(sys, "argv", [
+        "frozen_once.py", "--json", str(tmp_path / "out.json")])
+    with pytest.raises(SystemExit, match="out.json was not written"):
+        frozen_once.main()
 
 
 def test_without_data_and_network(tmp_path):

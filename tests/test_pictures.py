@@ -1,17 +1,28 @@
 #!/usr/bin/env python3
 """Folders and zips of images as people have them, through pictures.py."""
+import contextlib
 import io
+import json
 import os
+import re
+import shutil
+import socket
+import struct
 import unicodedata
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 from PIL import Image
 
 import pictures
+from helpers import damaged, fuzz
+
 
 SPLITS = "train", "validation", "holdout"
+Image.init()  # of all formats
 
 
 def save(image, format="PNG", **options):
@@ -144,9 +155,12 @@ def test_names_that_are_not_utf8(tmp_path):
     assert "dogs/K\\xe4se.png" in copy.source.values()
 
 
+RUN = b'{"script": "simple_cnn.py", "arguments": {}, "finished": true}'
+
+
 def test_links_are_followed_and_runs_are_not(tmp_path):
     data = write(tmp_path / "in", {
-        "cats/1.png": 1, "runs/mine/run.json": b"{}",
+        "cats/1.png": 1, "runs/mine/run.json": RUN,
         "runs/mine/pictures/all/cats/1.png": 1, "cats/2.png": 3})
     write(tmp_path / "elsewhere", {"1.png": 2})
     os.symlink(tmp_path / "elsewhere", tmp_path / "in" / "dogs")
@@ -154,6 +168,94 @@ def test_links_are_followed_and_runs_are_not(tmp_path):
     copy = copied(data, tmp_path, splits=False)
     assert copy.classes == ["cats", "dogs"]
     assert [copy.count("all", name) for name in copy.classes] == [2, 1]
+    assert copy.left_out == {"runs/mine": "a run of these scripts",
+                             "cats/back": f"the same folder as {data}"}
+
+
+def test_the_folder_of_a_run_is_no_folder_of_images(tmp_path):
+    data = write(tmp_path / "in", {
+        "run.json": RUN, "cats/1.png": 1, "dogs/1.png": 2})
+    with pytest.raises(OSError, match=r"no folders of images.*\(\.: a run of"):
+        pictures.find(data, splits=False)
+
+
+def test_another_program_s_run_json_hides_no_images(tmp_path):
+    data = write(tmp_path / "in", {
+        "cats/1.png": 1, "dogs/1.png": 2, "dogs/run.json": b"[1]"})
+    copy = copied(data, tmp_path, splits=False)
+    assert copy.count("all", "dogs") == 1
+    assert list(copy.left_out) == ["dogs/run.json"]
+
+
+@pytest.mark.parametrize("link", ["dogs", "cats/more"])
+def test_a_class_that_is_a_link_to_another_is_refused(tmp_path, link):
+    data = write(tmp_path / "in", {"cats/1.png": 1, "cows/1.png": 2})
+    os.symlink(tmp_path / "in" / "cows", tmp_path / "in" / link)
+    name, other = ("dogs", "cows") if link == "dogs" else ("cows", link)
+    with pytest.raises(OSError, match=f"{name} has no images to learn from "
+                       rf"\({name}: the same folder as {data}/{other}\)"):
+        pictures.find(data, splits=False)
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_named(tmp_path):
+    """A pipe or a device would be waited for, or read, for ever."""
+    folder = write(tmp_path / "in", {"cats/1.png": 1, "dogs/1.png": 2})
+    os.mkfifo(tmp_path / "in" / "dogs" / "pipe.png")
+    os.symlink("/dev/zero", tmp_path / "in" / "dogs" / "device.png")
+    os.symlink("nowhere", tmp_path / "in" / "dogs" / "dangling.png")
+    os.symlink("itself.png", tmp_path / "in" / "dogs" / "itself.png")
+    os.symlink("nowhere", tmp_path / "in" / "birds")
+    path = os.path.relpath(tmp_path / "in" / "dogs" / "socket.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)  # a long path isn't allowed
+    copy = copied(folder, tmp_path, splits=False)
+    assert [copy.count("all", name) for name in copy.classes] == [1, 1]
+    reason = "can't be read: neither a file nor a folder"
+    missing = "can't be read: No such file or directory"
+    assert copy.left_out == {
+        "birds": missing, "dogs/dangling.png": missing,
+        "dogs/device.png": reason, "dogs/pipe.png": reason,
+        "dogs/socket.png": reason, "dogs/itself.png":
+        "can't be read: Too many levels of symbolic links"}
+
+
+def test_a_pipe_is_no_folder_and_no_zip(tmp_path):
+    os.mkfifo(tmp_path / "data.zip")
+    with pytest.raises(OSError, match="neither a folder nor a readable zip"):
+        pictures.find(str(tmp_path / "data.zip"))
+
+
+def test_a_class_of_nothing_but_a_pipe_is_an_empty_class(tmp_path):
+    data = write(tmp_path / "in", {
+        "cats/1.png": 1, "dogs/1.png": 2, "birds/": b""})
+    os.mkfifo(tmp_path / "in" / "birds" / "1.png")
+    with pytest.raises(OSError, match=r"birds has no images to learn from "
+                       r"\(birds/1.png: can't be read: neither"):
+        pictures.find(data, splits=False)
+
+
+@pytest.mark.parametrize("how", [write, write_zip])
+def test_a_file_without_permission_or_too_large_is_named(
+        tmp_path, monkeypatch, how):
+    data = how(tmp_path / "in", {
+        "cats/1.png": 1, "dogs/1.png": 2, "dogs/film.png": bytes(5000)})
+    monkeypatch.setattr(pictures, "MAX_BYTES", 4000)
+    copy = copied(data, tmp_path, splits=False)
+    assert copy.left_out == {"dogs/film.png": "can't be read: 5,000 bytes, "
+                             "expected at most 4,000"}
+    monkeypatch.undo()
+
+    def denied(path, *arguments, open=open):
+        """Refuse to open one of the files."""
+        if str(path).endswith("film.png"):
+            raise PermissionError(13, "Permission denied", path)
+        return open(path, *arguments)
+
+    if how == write:  # root may read any file, so chmod is no test
+        monkeypatch.setattr(pictures, "open", denied, raising=False)
+        source = pictures.find(data, splits=False)
+        assert source.left_out == {
+            "dogs/film.png": "can't be read: Permission denied"}
 
 
 def test_names_that_look_the_same_are_all_there(tmp_path):
@@ -181,6 +283,30 @@ def test_a_folder_of_nothing_but_junk_is_an_empty_class(tmp_path, how):
         pictures.find(data, splits=False)
 
 
+@pytest.mark.parametrize("how", [write, write_zip])
+def test_no_name_commands_the_terminal(tmp_path, how, capsys):
+    """Escape sequences and changes of direction are spelled out."""
+    family = "\U0001f469\u200d\U0001f467"  # two emoji and a joiner
+    data = how(tmp_path / "in\x1b[1m", {
+        "\x1b[31mcats/1.png": 1, f"{family}/1.png": 2,
+        f"{family}/\u202egnp.txt": b"no image", "a\nb/": b""})
+    with pytest.raises(OSError, match=re.escape(
+            "a\\nb has no images to learn from")):
+        pictures.find(data, splits=False)
+    data = how(tmp_path / "in\x1b[2m", {
+        "\x1b[31mcats/1.png": 1, f"{family}/1.png": 2,
+        f"{family}/\u202egnp.txt": b"no image"})
+    source = pictures.find(data, splits=False)
+    assert source.identity.startswith("in\\x1b[2m (")
+    copy = pictures.clean_copy(source, str(tmp_path / "copy"), 16)
+    assert copy.classes == ["\\x1b[31mcats", family]
+    assert list(copy.left_out) == [f"{family}/\\u202egnp.txt"]
+    assert len(list(copy.dataset("all", 16, 1))) == 2
+    assert not re.search("[\x1b\u202e]", copy.describe())
+    with pytest.raises(OSError, match=re.escape("no\\x1b[2m.zip doesn't")):
+        pictures.find("no\x1b[2m.zip")
+
+
 @pytest.mark.parametrize("around", ["train/", "data/test/"])
 def test_one_half_of_a_split_folder_is_a_folder_around(tmp_path, around):
     data = write(tmp_path / "in", {
@@ -198,10 +324,12 @@ def test_a_class_may_be_called_train(tmp_path):
 @pytest.mark.parametrize("how", [write, write_zip])
 def test_other_images_under_the_same_names_have_another_identity(
         tmp_path, how):
-    first, same, other = [pictures.find(how(tmp_path / "in", {
+    # The second other has as many bytes.
+    first, same, other, equal = [pictures.find(how(tmp_path / "in", {
         "cats/1.png": data, "dogs/1.png": 2}), splits=False).identity
-        for data in (1, 1, plain(9, size=(80, 60)))]
-    assert first == same != other
+        for data in (1, 1, plain(9, size=(80, 60)), as_bytes(3))]
+    assert len(as_bytes(1)) == len(as_bytes(3))
+    assert first == same and len({first, other, equal}) == 3
     assert first.startswith("in (2 files, ")
 
 
@@ -230,9 +358,18 @@ def without(files, words):
 
 @pytest.mark.parametrize("files, words", [
     ({}, "no folders of images"),
-    (without(three_splits(), "holdout"),
-     "train, validation: expected the folders train, validation and holdout"),
     ({"train/cake/0.png": 1, "train/pie/0.png": 2}, "has train: expected"),
+    ({"train/cake/0.png": 1, "train/pie/0.png": 2},
+     "missing: validation, holdout. Move some images to validation or hol"),
+    (without(three_splits(), "train"), "has holdout, validation: expected "
+     "train, validation and holdout; missing: train. Move the images to learn "
+     "from to train"),
+    ({"cake/0.png": 1, "pie/0.png": 2}, "missing: train, validation, holdout. "
+     "four_classes_transfer.py takes a folder without them"),
+    ({**without(three_splits(), "holdout/"), "test/1.png": 1},
+     r"test has no images in folders of classes \(test/1.png: not in a class"),
+    ({**without(three_splits(), "holdout/"), "train/flan/1.png": 1},
+     "flan has one training image, which can't be split"),
     ({**three_splits(), "test/cake/1.png": 5}, "both holdout and test"),
     ({**without(three_splits(), "train"), "train/1.png": 1},
      "has no class to learn"),
@@ -250,6 +387,66 @@ def test_one_clear_message_with_splits(tmp_path, files, words):
     with pytest.raises(OSError, match=words):
         copied(write(tmp_path / "in", files), tmp_path)
     assert not os.path.exists(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("missing", ["validation", "holdout"])
+def test_a_missing_split_is_split_off_the_training_images(
+        tmp_path, capsys, missing):
+    """The most usual download has train and val."""
+    other = {"validation": "holdout", "holdout": "val"}[missing]
+    data = write(tmp_path / "in", {
+        f"{split}/{name}/{i}.png": noise_bytes(s, c, i)
+        for s, (split, count) in enumerate((("train", 20), (other, 3)))
+        for c, name in enumerate(("cake", "pie")) for i in range(count)})
+    write(data, {f"train/pie/{i}.png": noise_bytes(0, 1, i)
+                 for i in (20, 21, 22)})
+    for i in range(23):  # and each pie is there twice
+        write(data, {f"train/pie/again {i}.png": noise_bytes(0, 1, i)})
+    source = pictures.find(data)
+    assert capsys.readouterr().out == (
+        f"{data} has {', '.join(sorted(['train', other]))}: 15 % of each "
+        f"class's training images become the {missing} set\n")
+    assert list(source.files) == ["holdout", "validation", "train"]
+    assert [len(source.files[missing][name]) for name in source.classes] == [
+        3, 7]
+    again = pictures.find(data)  # always the same
+    for name in source.classes:
+        assert list(again.files[missing][name]) == list(
+            source.files[missing][name])
+        assert not set(source.files[missing][name]) & set(
+            source.files["train"][name])
+    copy = pictures.clean_copy(source, str(tmp_path / "copy"), 16)
+    assert copy.count("train", "cake") == 17
+    assert copy.count(missing, "cake") == 3
+    # Of duplicates, those that aren't trained on stay.
+    assert copy.count("train", "pie") + copy.count(missing, "pie") == 23
+    assert set(source.files[missing]["pie"]) & set(copy.source.values())
+    for path, why in copy.left_out.items():
+        kept = why.split("a duplicate of ")[1]
+        assert path in source.files["train"]["pie"] or (
+            kept in source.files[missing]["pie"])
+
+
+def noise_bytes(*seed):
+    """Return the bytes of an image of noise that no other seed gives."""
+    return save(noise(8, 8, seed))
+
+
+@pytest.mark.parametrize("top, advised", [
+    (("train", "val"), True), (("train", "test"), True),
+    (("val", "test"), False), (("holdout", "test"), False)])
+def test_advice_is_not_circular(tmp_path, top, advised):
+    """Scripts that are named take the folder that was refused."""
+    data = write(tmp_path / "in", {
+        f"{split}/{name}/{i}.png": noise_bytes(s, c, i) for i in range(2)
+        for s, split in enumerate(top) for c, name in enumerate("ab")})
+    with pytest.raises(OSError, match="is split already") as error:
+        pictures.find(data, splits=False)
+    assert ("simple_cnn.py" in str(error.value)) == advised
+    if advised:
+        assert pictures.find(data).classes == ["a", "b"]
+    for split in top:
+        pictures.find(os.path.join(data, split), splits=False)
 
 
 def test_a_path_that_does_not_exist_or_is_no_zip(tmp_path):
@@ -308,6 +505,114 @@ def test_a_zip_with_a_password_and_a_truncated_one(tmp_path):
             file.write(content)
         with pytest.raises(OSError, match=words):
             pictures.find(path, splits=False)
+
+
+def patched(data, at, value):
+    """Return bytes with others in a place."""
+    return data[:at] + value + data[at + len(value):]
+
+
+@pytest.mark.parametrize("field, value, words", [
+    (6, b"\xff\0", "is damaged .*version"),
+    (8, b"\0\x08", "is damaged .*utf-8"),  # the flag of a UTF-8 name
+    (8, b"\1\0", "needs a password"),
+    (10, b"\x63\0", "cats has no .*compression method"),
+    (16, b"\1\2\3\4", "cats has no .*Bad CRC-32"),
+    (20, b"\0\0\0\0", "cats has no images to learn from"),
+    (24, b"\0\0\0\x7f", "claims to unpack to"),
+    (42, b"\xff\xff\xff\x7f", "cats has no images to learn from")])
+@pytest.mark.parametrize("method", [
+    zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_what_is_wrong_with_a_zip_is_one_message(
+        tmp_path, field, value, words, method):
+    """A field in the list of contents, at the entry of the only cat."""
+    with zipfile.ZipFile(tmp_path / "in.zip", "w", method) as archive:
+        archive.writestr("cats/?.png", as_bytes(1))
+        archive.writestr("dogs/1.png", as_bytes(2))
+    data = (tmp_path / "in.zip").read_bytes().replace(
+        b"cats/?.png", b"cats/\xff.png")
+    at = data.index(b"PK\1\2")
+    (tmp_path / "in.zip").write_bytes(patched(data, at + field, value))
+    with pytest.raises(OSError, match=words):
+        copied(str(tmp_path / "in.zip"), tmp_path, splits=False)
+
+
+def test_an_entry_of_a_zip_that_cannot_be_read_is_named(tmp_path):
+    """The others are read."""
+    path = write_zip(tmp_path / "in.zip", {
+        "cats/1.png": 1, "cats/2.png": 2, "dogs/1.png": 3,
+        "dogs/inner.zip": b"PK", "dogs/film.png": bytes(5000)})
+    with open(path, "rb") as file:
+        data = file.read()
+    at = data.index(as_bytes(2))
+    with open(path, "wb") as file:
+        file.write(patched(data, at, b"\0"))
+    copy = copied(path, tmp_path, splits=False)
+    assert sorted(copy.source.values()) == ["cats/1.png", "dogs/1.png"]
+    assert copy.left_out == {
+        "cats/2.png": "can't be read: Bad CRC-32 for file 'cats/2.png'",
+        "dogs/film.png": "can't be read: not an image that Pillow knows",
+        "dogs/inner.zip": "can't be read: not an image that Pillow knows"}
+
+
+def test_links_and_devices_in_a_zip_are_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for name, mode in (("cats/1.png", 0o100644), ("dogs/1.png", 0),
+                           ("dogs/link.png", 0o120777), ("birds", 0o120777),
+                           ("dogs/device.png", 0o20666), ("cows/", 0o40755),
+                           ("cows/pipe.png", 0o10666)):
+            entry = zipfile.ZipInfo(name)
+            entry.create_system, entry.external_attr = 3, mode << 16
+            archive.writestr(entry, b"" if name[-1] == "/" else as_bytes(
+                mode % 250))
+    with pytest.raises(OSError, match="cows has no images to learn from "
+                       r"\(cows/pipe.png: can't be read: a link or a dev"):
+        pictures.find(str(tmp_path / "in.zip"), splits=False)
+    thinned = tmp_path / "thinned.zip"
+    with zipfile.ZipFile(tmp_path / "in.zip") as everything, (
+            zipfile.ZipFile(thinned, "w")) as archive:
+        for entry in everything.infolist():
+            if "cows" not in entry.filename:
+                archive.writestr(entry, everything.read(entry))
+    source = pictures.find(str(thinned), splits=False)
+    assert source.classes == ["cats", "dogs"]
+    assert source.left_out == {name: "can't be read: a link or a device"
+                               for name in ("dogs/link.png", "birds",
+                                            "dogs/device.png")}
+
+
+@pytest.mark.parametrize("around", ["./", "./data/./", "data//"])
+def test_zips_that_other_programs_write(tmp_path, around):
+    """That of bsdtar has an entry ./ and names that begin with it."""
+    path = write_zip(tmp_path / "in.zip", {
+        around: b"", f"{around}cats/": b"", f"{around}cats/1.png": 1,
+        f"{around}dogs/1.png": 2})
+    source = pictures.find(path, splits=False)
+    assert source.classes == ["cats", "dogs"] and not source.left_out
+
+
+def test_two_thousand_entries_of_one_name(tmp_path):
+    """Their other names stay short, or 100,000 would take hours."""
+    with pytest.warns(UserWarning), zipfile.ZipFile(
+            tmp_path / "in.zip", "w") as archive:
+        for name in ["cats/1.png"] * 2000 + ["dogs/1.png"]:
+            archive.writestr(name, b"x")
+    source = pictures.find(str(tmp_path / "in.zip"), splits=False)
+    assert [len(source.files["all"][name]) for name in source.classes] == [
+        2000, 1]
+    assert max(map(len, source.files["all"]["cats"])) < 20
+
+
+@pytest.mark.parametrize("how", [write, write_zip])
+def test_folders_too_deep_in_each_other_are_named(tmp_path, how):
+    deep = "cats/" + "a/" * (100 if how == write else 30000)
+    data = how(tmp_path / "in", {
+        "cats/1.png": 1, "dogs/1.png": 2, f"{deep}1.png": 3})
+    source = pictures.find(data, splits=False)
+    why, = source.left_out.values()
+    assert why.endswith("more than 50 folders deep")
+    assert source.classes == ["cats", "dogs"]
+    assert len(source.files["all"]["cats"]) == 1
 
 
 def test_a_class_that_another_split_lacks_keeps_its_number(tmp_path, capsys):
@@ -380,6 +685,78 @@ def test_every_kind_of_image_becomes_rgb():
         np.testing.assert_allclose(
             np.asarray(image), np.broadcast_to(colour, (6, 8, 3)), atol=6,
             err_msg=kind)
+
+
+COLOURED = "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"
+GREY = "L", "LA"
+OTHER = ("1", "La", "LAB", "HSV", "I", "F", "I;16", "I;16B", "I;16L",
+         "I;16N")
+
+
+@pytest.mark.parametrize("format", sorted(Image.SAVE))
+def test_what_pillow_writes_is_read_or_left_out_by_name(tmp_path, format):
+    """Every format in every mode, and never in a wrong colour."""
+    red, files = Image.new("RGBA", (12, 10), (200, 30, 40)), {}
+    for mode in COLOURED + GREY + OTHER:
+        try:
+            image = red.convert(mode)
+        except ValueError:
+            image = Image.new(mode, red.size, 99)
+        with contextlib.suppress(Exception):  # most can't be written
+            files[f"reds/{mode}"] = save(image, format)
+    write(tmp_path / "in", {**files, "reds/0.png": 1, "blues/0.png": 2})
+    copy = copied(str(tmp_path / "in"), tmp_path, splits=False)
+    assert {*files, "reds/0.png", "blues/0.png"} == {
+        *copy.source.values(), *copy.left_out}
+    if format in ("PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "TGA"):
+        assert len(copy.source) >= 6
+    for path, original in copy.source.items():
+        mode = original.split("/")[1]
+        if mode in COLOURED + GREY:
+            with Image.open(os.path.join(copy.folder, path)) as image:
+                np.testing.assert_allclose(
+                    np.asarray(image)[5, 5],
+                    (200, 30, 40) if mode in COLOURED else 82, atol=6,
+                    err_msg=mode)
+
+
+def test_of_an_animation_the_first_image_is_read():
+    frames = [Image.new("RGB", (8, 6), (50 * i, 200, 20)) for i in range(5)]
+    for format in {"GIF", "WEBP", "PNG", "TIFF", "AVIF"} & {*Image.SAVE_ALL}:
+        image, _ = pictures.read_image(save(
+            frames[0], format, save_all=True, append_images=frames[1:]), 16)
+        np.testing.assert_allclose(np.mean(image, axis=(0, 1)), (0, 200, 20),
+                                   atol=8, err_msg=format)
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
+    """The number that is decoded counts: of a large JPEG, a share."""
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 300 * 200)
+    for width, format in ((300, "PNG"), (600, "JPEG")):
+        data = save(noise(width * 2 // 3, width), format)
+        image, size = pictures.read_image(data, 100)
+        assert size == (width, width * 2 // 3) and image.size == (100, 100)
+    data = save(noise(200, 301))
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(ValueError, match="301 x 200 pixels, expected at most "
+                       "60,000 in all"):
+        pictures.read_image(data, 100)
+    bomb = patched(data, 16, struct.pack(">II", 20000, 25000))
+    bomb = patched(bomb, 29, struct.pack(">I", zlib.crc32(bomb[12:29])))
+    with pytest.raises(Image.DecompressionBombError, match="500000000 pixels"):
+        pictures.read_image(bomb, 100)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF"])
+@fuzz
+@given(st.data())
+def test_a_damaged_image_is_an_image_or_refused(format, data):
+    content = data.draw(damaged(save(noise(40, 30), format)))
+    try:
+        image, size = pictures.read_image(content, 16)
+    except Exception:  # clean_copy names it
+        return
+    assert image.mode == "RGB" and max(image.size) <= 16 and min(size) >= 1
 
 
 def test_images_are_turned_as_their_exif_says():
@@ -489,6 +866,138 @@ def test_a_copy_is_whole_or_not_there(tmp_path, monkeypatch):
                for folder, _, names in os.walk(first.folder)
                for name in names]
     assert set(written) == {*first.source, "index.json"}
+
+
+def test_a_disk_that_is_full_is_named(tmp_path, monkeypatch):
+    def full(self, path, **options):
+        """Fail as a disk does, without a name."""
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    data = write_zip(tmp_path / "in.zip", {"a/1.png": b"", "b/1.png": b""})
+    monkeypatch.setattr(pictures, "read_image", lambda data, size: (
+        Image.new("RGB", (8, 8)), (8, 8)))
+    with pytest.raises(OSError, match="copy was not written: .*No space"):
+        copied(data, tmp_path, splits=False)
+
+
+def state(copy):
+    """Return all that is in a clean copy."""
+    return (copy.classes, copy.source, copy.left_out, copy.sides, {
+        path: np.asarray(Image.open(os.path.join(copy.folder, path))).tolist()
+        for path in copy.source})
+
+
+def harm_replace(folder):
+    """Replace an image by another one."""
+    os.replace(os.path.join(folder, "train/cake/0000008.png"),
+               os.path.join(folder, "train/pie/0000010.png"))
+    Image.new("RGB", (8, 6)).save(
+        os.path.join(folder, "train/cake/0000008.png"))
+
+
+def harm_add(folder):
+    """Add an image, which Keras would read as well."""
+    write(folder, {"train/pie/new.png": 1})
+
+
+def harm_delete(folder):
+    """Delete an image."""
+    os.remove(os.path.join(folder, "train/pie/0000010.png"))
+
+
+def harm_pipe(folder):
+    """Put a pipe in the place of an image."""
+    harm_delete(folder)
+    os.mkfifo(os.path.join(folder, "train/pie/0000010.png"))
+
+
+def harm_index(folder):
+    """Change what the index says, in JSON that can be read."""
+    path = os.path.join(folder, "index.json")
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    assert "train/cake/1.png" in text
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text.replace("train/cake/1.png", "train/cake/2.png"))
+
+
+def harm_no_index(folder):
+    """Delete the index."""
+    os.remove(os.path.join(folder, "index.json"))
+
+
+@pytest.mark.parametrize("harm", [
+    harm_replace, harm_add, harm_delete, harm_pipe, harm_index,
+    harm_no_index])
+def test_a_damaged_copy_is_made_anew(tmp_path, capsys, harm):
+    data = write(tmp_path / "in", {**three_splits(), "train/cake/x.txt": b""})
+    whole = state(copied(data, tmp_path))
+    harm(str(tmp_path / "copy"))
+    capsys.readouterr()
+    assert state(copied(data, tmp_path)) == whole
+    assert re.search("copy is damaged .*: copying the images again\n",
+                     capsys.readouterr().out)
+    assert state(copied(data, tmp_path)) == whole
+    assert "damaged" not in capsys.readouterr().out
+
+
+@fuzz
+@given(st.data())
+def test_a_damaged_index_never_gives_another_answer(small_copy, data):
+    source, folder, whole, index = small_copy
+    with open(os.path.join(folder, "index.json"), "wb") as file:
+        file.write(data.draw(damaged(index)))
+    assert state(pictures.clean_copy(source, folder, 8)) == whole
+
+
+@pytest.fixture(scope="module")
+def small_copy(tmp_path_factory):
+    """Make a small copy; return its source, folder, state and index."""
+    folder = tmp_path_factory.mktemp("small")
+    source = pictures.find(write(folder / "in", {
+        "a/1.png": 1, "a/2.png": 1, "b/1.png": 2, "b/3.txt": b""}), False)
+    copy = pictures.clean_copy(source, str(folder / "copy"), 8)
+    with open(folder / "copy" / "index.json", "rb") as file:
+        index = file.read()
+    assert set(json.loads(index)) == {
+        "classes", "source", "left_out", "sides", "checksums"}
+    return source, copy.folder, state(copy), index
+
+
+@pytest.fixture(scope="module")
+def small_zip(tmp_path_factory):
+    """Write a small zip; return its folder, its bytes and its images."""
+    folder = tmp_path_factory.mktemp("zip")
+    files = {f"{name}/{i}.bmp": save(noise(8, 8, [c, i]), "BMP")
+             for c, name in enumerate(("ab", "ac")) for i in range(3)}
+    with zipfile.ZipFile(folder / "whole.zip", "w",
+                         zipfile.ZIP_DEFLATED) as archive:
+        for path, content in files.items():
+            archive.writestr(path, content)
+    return folder, (folder / "whole.zip").read_bytes(), {
+        path: np.asarray(Image.open(io.BytesIO(content)))
+        for path, content in files.items()}
+
+
+@fuzz
+@given(st.data())
+def test_a_damaged_zip_never_gives_another_image(small_zip, data):
+    """Each image is the right one, or is left out, or the zip is refused."""
+    folder, whole, images = small_zip
+    (folder / "in.zip").write_bytes(data.draw(damaged(whole)))
+    shutil.rmtree(folder / "copy", ignore_errors=True)
+    try:
+        source = pictures.find(str(folder / "in.zip"), splits=False)
+        copy = pictures.clean_copy(source, str(folder / "copy"), 8)
+    except OSError as error:
+        assert str(error)
+        return
+    assert copy.classes == ["ab", "ac"]
+    for path, original in copy.source.items():
+        with Image.open(os.path.join(copy.folder, path)) as image:
+            np.testing.assert_array_equal(image, images[original])
+        assert path.split("/")[1] == original.split("/")[0]
 
 
 def test_a_copy_that_is_there_is_used_as_it_is(tmp_path):

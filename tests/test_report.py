@@ -10,15 +10,18 @@ import os
 import re
 import shutil
 import sys
+import tempfile
+import unittest.mock
 
 import matplotlib
 import numpy as np
 import pytest
+from hypothesis import given
 from PIL import Image
 from scipy.stats import binomtest, norm
 
 import report
-from helpers import ROOT, run
+from helpers import ROOT, damaged, fuzz, run, usage_error
 
 RESULTS = ["cifar100", "desserts/simple_cnn", "desserts/simple_cnn_160",
            "desserts/smaller", "desserts/transfer_model", "four_classes"]
@@ -148,7 +151,7 @@ def test_faster_bases_come_first_and_the_simple_network_before_all(
 
 def test_splits_come_in_their_order(tmp_path):
     folder = write_records(tmp_path, *[
-        {"title": title, "split": split, "base": "MobileNetV2"}
+        classified("four classes", title, ROWS, split=split, base="B")
         for title in ("B", "A") for split in (10, 9, 0)])
     assert [(record["title"], record["split"])
             for record in report.read(folder)] == [
@@ -159,40 +162,135 @@ def test_other_json_files_are_not_records(tmp_path):
     folder = tmp_path / "100% [a] *"
     folder.mkdir()
     write_records(folder, {"script": "simple_cnn.py"}, [{"title": "a list"}],
-                  {"title": "B"}, {"title": "A"}, "title")
+                  *(classified("desserts", title, ROWS) for title in "BA"),
+                  "title")
     assert [record["title"] for record in report.read(str(folder))] == [
         "A", "B"]
 
 
-@pytest.mark.parametrize("content, words", [
-    (None, "No record of a training in"), ("{}", "No record of a training"),
-    ("broken", "0.json can't be read")])
-def test_a_folder_without_records_gets_one_message(
-        tmp_path, monkeypatch, content, words):
-    if content:
-        (tmp_path / "0.json").write_text(content)
-    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
-    with pytest.raises(SystemExit, match=words) as end:
+@pytest.mark.parametrize("change", [
+    {"history": None}, {"history": []}, {"history": {}}, {"history": [1]},
+    {"history": [{"accuracy": 1}]}, {"machine": None}, {"machine": [1]},
+    {"machine": {}}, {"title": ["B"]}, {"split": "first"},
+    {"title": "", "base": "B", "style": ["fixed"]}, {"title": None}])
+def test_what_a_record_must_have(tmp_path, plots, change):
+    """A JSON file of another program may have a title, too."""
+    foreign = dict(classified("desserts", "B", ROWS), **change)
+    foreign = {key: value for key, value in foreign.items()
+               if value is not None}
+    folder = write_records(
+        tmp_path, foreign, classified("desserts", "A", ROWS))
+    assert [record["title"] for record in report.read(folder)] == ["A"]
+    assert report.report(folder).startswith("|  | A |\n")
+    assert read_json(tmp_path / "0.json") == foreign  # left alone
+    os.remove(tmp_path / "1.json")
+    with pytest.raises(OSError, match="^No record of a training in"):
+        report.read(folder)
+
+
+def test_a_file_that_can_not_be_read_is_left_out_by_name(tmp_path, capsys):
+    folder = write_records(tmp_path, classified("desserts", "A", ROWS))
+    (tmp_path / "\x1b[31m.json").write_text('{"title": "B", "his')
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "deep.json").write_text("[" * 100000)
+    assert [record["title"] for record in report.read(folder)] == ["A"]
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "".join(
+        f"{folder}/{name}.json can't be read: it is left out\n"
+        for name in (r"\x1b[31m", "deep", "folder"))
+
+
+@pytest.mark.parametrize("change", [
+    {"evaluation": None}, {"classes": []}, {"classes": 1},
+    {"exercise": "another"}, {"exercise": []}, {"exercise": "CIFAR-100"},
+    {"size": None}, {"parameters": "many"}, {"val_accuracy": None},
+    {"history": [{"seconds": 1}]}, {"limit": "few"}])
+def test_a_damaged_record_gets_one_message(
+        tmp_path, monkeypatch, change, capsys):
+    record = dict(classified("desserts", "A", ROWS), **change)
+    folder = write_records(tmp_path, {
+        key: value for key, value in record.items() if value is not None})
+    (tmp_path / "table.md").write_text("older")
+    monkeypatch.setattr(sys, "argv", ["report.py", folder])
+    with pytest.raises(SystemExit) as end:
         report.main()
-    assert str(tmp_path) in end.value.code
-    assert len(os.listdir(tmp_path)) == bool(content)
+    assert end.value.code.startswith(f"A record in {folder} is damaged, or of "
+                                     "another exercise: ")
+    assert "\n" not in end.value.code and capsys.readouterr().out == ""
+    assert (tmp_path / "table.md").read_text() == "older"
 
 
-def test_the_command_draws_without_tensorflow(tmp_path):
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "tensorflow.py").write_text("raise SystemExit(9)")
-    source = f"{ROOT}/results/desserts/simple_cnn"
-    shutil.copy(f"{source}/simple.json", tmp_path)
+@fuzz
+@given(damaged(json.dumps({
+    key: value for key, value in read_json(
+        f"{ROOT}/results/four_classes/split-0-extraction.json").items()
+    if key not in ("tried", "model")}, ensure_ascii=False).encode()))
+def test_damaged_records_are_reported_or_refused(data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "a.json")
+        with open(path, "wb") as file:
+            file.write(data)
+        with unittest.mock.patch.object(report, "write_plot"):
+            try:
+                text = report.report(folder)
+            except OSError as error:
+                assert "No record" in str(error) or "damaged" in str(error)
+            else:
+                title = json.loads(data.decode())["title"]
+                assert text.startswith(f"|  | {report.printable(title)} |\n")
+        with open(path, "rb") as file:
+            assert file.read() == data
+
+
+@pytest.mark.parametrize("folder", ["", "nowhere", "file", "file/below"])
+def test_a_usage_error_gets_one_message(
+        tmp_path, monkeypatch, capsys, folder):
+    (tmp_path / "file").touch()
+    assert usage_error(
+        report.main, monkeypatch, capsys, tmp_path, folder).endswith(
+            f"error: folder is {folder!r}, expected a folder where a run "
+            "wrote its records\n")
+
+
+CLASSES = "\U0001f370", "\x1b[31mpie\x9b1m\r\x07" + os.fsdecode(b"\xe4")
+
+
+def test_any_class_name_can_be_printed(tmp_path, capfd):
+    """Under an ASCII terminal, too, and without control characters."""
+    write_records(tmp_path, classified(
+        "four classes", "A", ROWS, CLASSES, split=0, seconds_before=0))
     done = run([f"{ROOT}/report.py", str(tmp_path)], tmp_path, dict(
-        os.environ, PYTHONPATH=str(tmp_path / "modules"),
-        PATH=os.pathsep.join([os.path.dirname(sys.executable),
-                              os.environ["PATH"]])))
-    assert done.returncode == 0, done.stderr
-    with open(f"{source}/table.md", encoding="utf-8") as file:
-        assert done.stdout == file.read()
-    for plot in "curves", "accuracies", "confusion-simple-network":
-        with Image.open(tmp_path / f"{plot}.png") as image:
-            assert image.width == 800 and np.asarray(image).std() > 10
+        os.environ, PYTHONIOENCODING="ascii", PATH=os.pathsep.join([
+            os.path.dirname(sys.executable), os.environ["PATH"]])))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r" \U0001f370 " in done.stdout
+    assert r"\x1b[31mpie\x9b1m\r\x07\udce4 " in done.stdout
+    assert set(done.stdout) <= set("\n" + "".join(map(chr, range(32, 127))))
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "\U0001f370" in table and "\x1b" not in table
+
+
+@pytest.mark.parametrize("limit, name, drawn", [
+    (300, "table.md", False), (20000, "curves.png", True)])
+def test_a_full_disk_leaves_the_older_report(
+        tmp_path, monkeypatch, limit, name, drawn):
+    resource = pytest.importorskip("resource")
+    shutil.copy(f"{ROOT}/results/desserts/simple_cnn/simple.json", tmp_path)
+    (tmp_path / name).write_text("older")
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
+    if not drawn:
+        monkeypatch.setattr(report, "write_plot", lambda *_: None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # What is larger than the limit doesn't get on this disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(SystemExit, match=f"{name} was not written: "):
+            report.main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / name).read_text() == "older"
+    assert sorted(os.listdir(tmp_path)) == sorted(["simple.json", name])
 
 
 # The tables
@@ -360,7 +458,8 @@ def test_a_single_split_has_no_deviation(tmp_path, plots):
         "four classes", "fine-tuning", ROWS, base="MobileNetV2", split=0,
         seconds_before=0))
     text = report.report(folder)
-    assert "| 50.00 % |" in text and "±" in text.split("50.00")[0]
+    assert "mean ±" not in text  # such a row needs several splits
+    assert "| 50.0 % (25.0 to 75.0) |" in text
     assert "fine-tuning, one split:" in text
 
 
@@ -393,8 +492,11 @@ def test_cifar100_concludes_no_more_than_the_records_say():
     worse = cifar100("A", "partial", 0.5, 1200, 100, before=600)
     lines = report.conclusions([cifar100("A", "fixed", 0.6, 600, 100), worse])
     assert len(lines) == 1  # the cheapest is the most accurate
-    assert "upper half changes test accuracy from 60.0 % to 50.0 %" in (
+    assert "upper half lowers test accuracy from 60.0 % to 50.0 %" in (
         lines[0])
+    line, = report.conclusions([
+        cifar100("A", style, 0.6, 600, 100) for style in ("fixed", "partial")])
+    assert "upper half doesn't change test accuracy, 60.0 %. It" in line
     assert report.conclusions([worse]) == []
 
 
@@ -463,13 +565,22 @@ def test_the_best_is_chosen_on_validation_images_and_p_is_corrected():
         "all right, 0 : 2, p = 1; few right, 8 : 1, p = 0.078.")
 
 
-@pytest.mark.parametrize("right, words", [
+@pytest.mark.parametrize("right, words, change", [
     ([1, 1, 1, 1, 1, 1], "Yes: of 6 test images, it gets 6 right more often "
-     "than feature extraction does, and 0 less often (sign test, p = 0.031)"),
-    ([-1, -1, -1, -1, -1, -1], "No, it is worse: of 6 test images, it gets 0"),
+     "than feature extraction does, and 0 less often (sign test, p = 0.031)",
+     "raises test accuracy from 0.0 % to 100.0 %"),
+    ([-1, -1, -1, -1, -1, -1], "No, it is worse: of 6 test images, it gets 0",
+     "lowers test accuracy from 100.0 % to 0.0 %"),
     ([1, 1, 1, -1, 0, 0], "No difference can be told: of 6 test images, it "
-     "gets 3 right more often than feature extraction does, and 1 less")])
-def test_which_of_lab_8_s_ways_is_better(tmp_path, plots, right, words):
+     "gets 3 right more often than feature extraction does, and 1 less",
+     "raises test accuracy from 50.0 % to 83.3 %"),
+    ([-1, 0, 0, 0, 0, 0], "No difference can be told: of 6 test images, it "
+     "gets 0 right more often than feature extraction does, and 1 less",
+     "lowers test accuracy from 100.0 % to 83.3 %"),
+    ([0, 0, 0, 0, 1, -1], "No difference can be told",
+     "doesn't change test accuracy, 83.3 %")])
+def test_which_of_lab_8_s_ways_is_better(
+        tmp_path, plots, right, words, change):
     def split(title, number, better):
         """Make the record of a split on the same six images."""
         rows = [(str(i), 1, int(each >= 0 if better else each <= 0), 1)
@@ -480,8 +591,10 @@ def test_which_of_lab_8_s_ways_is_better(tmp_path, plots, right, words):
     both = [split(title, number, title == "fine-tuning")
             for title in ("feature extraction", "fine-tuning")
             for number in range(2)]
-    assert f"Is fine-tuning better? {words}" in report.report(
-        write_records(tmp_path, *both))
+    line = next(line for line in report.report(
+        write_records(tmp_path, *both)).splitlines() if "better?" in line)
+    assert line.startswith(f"Is fine-tuning better? {words}")
+    assert line.endswith(f". On these images, it {change}.")
     os.remove(tmp_path / "3.json")  # an unfinished run has one split less
     assert "Is fine-tuning better?" not in report.report(str(tmp_path))
 
@@ -609,6 +722,43 @@ def test_a_confusion_matrix_has_shares_of_each_true_class(plots):
     assert plots["plot.png"].banner == "A warning"
 
 
+LONG = "a class whose name is longer than all others", "the other class"
+
+
+@pytest.mark.parametrize("classes, height", [
+    ("ab", (2.5, 3.5)), (LONG, (4, 5)), (LONG * 10, (6.5, 8)),
+    (LONG * 25, (13, 16))])
+def test_a_confusion_matrix_is_as_large_as_its_classes_need(
+        plots, classes, height):
+    report.draw_confusion(np.eye(len(classes)), classes, "A", "plot.png")
+    figure = plots["plot.png"]
+    figure.draw_without_rendering()
+    panel, _ = figure.axes
+    width, high = figure.get_size_inches()
+    assert height[0] < high < height[1] and width == max(report.WIDTH, high)
+    # The squares take their share, and no name is clipped.
+    box = panel.get_window_extent()
+    assert box.height / 100 > min(1.7, 0.6 * high)
+    assert box.width == pytest.approx(box.height)
+    for label in [*panel.get_xticklabels(), *panel.get_yticklabels()]:
+        area = label.get_window_extent()
+        assert min(area.x0, area.y0) >= 0
+        assert area.x1 <= 100 * width and area.y1 <= 100 * high
+
+
+def test_a_confusion_matrix_of_300_classes_is_not_too_large(plots):
+    report.draw_confusion(np.eye(300), LONG * 150, "A", "plot.png")
+    assert max(plots["plot.png"].get_size_inches()) < 30
+
+
+def test_a_long_name_is_shortened_in_the_middle():
+    assert report.short(LONG[0]) == "a class whose …han all others"
+    assert report.short(LONG[0], 11) == "a cla…thers"
+    for name in "large omnivores and herbivores", "cake", "a" * 30:
+        assert report.short(name) == name
+    assert report.short("\x1b[31m") == r"\x1b[31m"
+
+
 @pytest.fixture
 def mistakes(tmp_path):
     """Write a record of 40 predictions, the first 30 of them wrong.
@@ -639,6 +789,19 @@ def test_the_most_confident_mistakes_are_shown(mistakes, plots):
         classes = "cake", "pie"
         assert panel.get_title() == (
             f"{classes[predicted]} {100 * p:.0f} %\ntrue: {classes[truth]}")
+
+
+def test_long_names_of_classes_leave_room_for_the_mistakes(mistakes, plots):
+    folder, _ = mistakes
+    record = dict(read_json(folder / "0.json"), classes=LONG)
+    write_records(folder, record)
+    report.report(str(folder))
+    figure = plots["mistakes-A-b-c.png"]
+    figure.draw_without_rendering()
+    titles = [panel.title.get_window_extent() for panel in figure.axes]
+    for left, right in zip(titles, titles[1:6]):
+        assert left.x1 < right.x0
+    assert titles[0].x0 >= 0 and titles[5].x1 <= 800
 
 
 def test_a_sheet_of_mistakes_survives_the_loss_of_the_images(mistakes):
