@@ -522,9 +522,9 @@ def draw_mistakes(record, folder, path):
     for panel, (copy, _, truth, predicted, p) in zip(panels, wrong):
         with Image.open(os.path.join(folder, copy)) as image:
             panel.imshow(np.asarray(image))
-        guess, name_ = (short(record["classes"][i], 15)
+        guess, label = (short(record["classes"][i], 15)
                         for i in (predicted, truth))
-        panel.set_title(f"{guess} {100 * p:.0f} %\ntrue: {name_}", fontsize=7)
+        panel.set_title(f"{guess} {100 * p:.0f} %\ntrue: {label}", fontsize=7)
     write_plot(figure, path)
 
 

@@ -29,8 +29,7 @@ sys.path.insert(0, ROOT)
 report, runs, exercise_0 = map(
     __import__, ("report", "runs", "test_exercise_0"))
 
-CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME")
-                     or os.path.expanduser("~/.cache"), "transfer-matrix")
+CACHE = exercise_0.transfer.cache_folder("transfer-matrix")
 RESULT = os.path.join(ROOT, "results", "trust", "versions.json")
 VERSIONS = {  # of TensorFlow: a Keras of about the same day, and more
     "2.15.1": ["keras==2.15.0", "numpy==1.25.2"],  # the course's own
