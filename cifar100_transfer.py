@@ -131,6 +131,7 @@ class Shared:
     def __init__(self, name, args, data):
         """Load the base, and let all images pass through it."""
         self.name, self.args, self.data = name, args, data
+        K.utils.set_random_seed(args.seed)  # EfficientNet has dropout
         self.base = build_base(name)
         self.throughput = networks.predict_throughput(
             self.base, data.images[:THROUGHPUT_IMAGES])

@@ -147,6 +147,22 @@ def test_features_are_those_of_the_application(bases, name, module):
                                rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
+def test_a_seed_also_seeds_the_dropout_in_a_base(monkeypatch):
+    def build_base(name):
+        """Look at the state of dropout, such as EfficientNet has it."""
+        states.append(np.asarray(
+            K.layers.Dropout(0.2).seed_generator.state).tolist())
+        raise Stop
+
+    states = []
+    monkeypatch.setattr(cifar100, "build_base", build_base)
+    for seed in 0, 0, 1:
+        with pytest.raises(Stop):
+            cifar100.Shared("MobileNetV2", types.SimpleNamespace(seed=seed),
+                            None)
+    assert states[0] == states[1] != states[2]
+
+
 # "Freeze at least the first half of all convolutional layers in that model"
 
 @pytest.mark.parametrize("name", FROZEN)
