@@ -193,6 +193,24 @@ def row(what, tries, note=""):
             "held": len(tries) - len(failed), "note": note, "failed": failed}
 
 
+def failed_scripts(item):
+    """Return the scripts that an item has to try.
+
+    These are all, unless the same ones were tried: then those that failed.
+    """
+    last = last_results().get(item, {"scripts": ""})
+    if last["scripts"] != scripts_hash():
+        return list(SCRIPTS)
+    failed = [name for line in last["rows"] for name in line["failed"]]
+    return [script for script in SCRIPTS
+            if any(name.startswith(script) for name in failed)]
+
+
+def last_results():
+    """Read what was written last: {item: what RESULT says of it}."""
+    return (runs.read_json(RESULT) or {"items": {}})["items"]
+
+
 def refusal(status, text, *words):
     """Return None if a script refused with a message, else what it did.
 
@@ -246,10 +264,10 @@ def repeated():
 def killed():
     """Kill each script at random moments, and start it again each time."""
     def kill(name):
-        """Return {kill: None or what went wrong}, and how often it ended."""
+        """Return {kill: None or what went wrong}."""
         expected, seconds, _ = undisturbed(name)
         moments = random.Random(name)
-        folder, tries, kills, ends = fresh("killed", name), {}, [], 0
+        folder, tries, kills = fresh("killed", name), {}, []
         while True:
             more = len(tries) + len(kills) < KILLS
             status, text = run(name, folder, seconds=moments.uniform(
@@ -257,22 +275,25 @@ def killed():
             if more and status == -signal.SIGKILL:
                 kills.append(f"{name}, kill {len(tries) + len(kills) + 1}")
                 continue
-            wrong = (f"exit status {status}: {text[-2000:]}" if status else
+            # The last kill may have come after the last step.
+            failed = status and "contains a finished run" not in text
+            wrong = (f"exit status {status}: {text[-2000:]}" if failed else
                      None if same(models(folder), expected) else
                      "ends with other weights")
             tries.update(dict.fromkeys(
                 kills or [name] * bool(wrong), wrong))
-            ends, kills = ends + 1, []
+            kills = []
             if wrong or not more:
-                return tries, ends
+                return tries
             folder = fresh("killed", name)
 
-    found = both(kill, SCRIPTS)
+    names = failed_scripts("killed")
+    tries = {f"{name}, kill {i + 1}": None  # those that held last time
+             for name in SCRIPTS if name not in names for i in range(KILLS)}
+    for some in both(kill, names):
+        tries.update(some)
     return [row("killed at a random moment and started again: ends with the "
-                "undisturbed weights, to the bit",
-                {name: why for tries, _ in found
-                 for name, why in tries.items()},
-                f"{sum(ends for _, ends in found)} runs ended")]
+                "undisturbed weights, to the bit", tries)]
 
 
 def interrupted():
@@ -618,7 +639,7 @@ def main():
             sys.exit(f"{name} is {os.environ.get(name)!r}, expected the path "
                      "of a zip of images")
         helpers.thin_out(os.environ[name], work(f"{name}.zip"), step)
-    found = (runs.read_json(RESULT) or {"items": {}})["items"]
+    found = last_results()
     for item in chosen:
         before = found.get(item, {"scripts": "", "rows": []})
         if before["scripts"] != scripts_hash() or any(
