@@ -336,24 +336,27 @@ def train_both_styles(name, args):
 def run_in_new_process(name):
     """Run the same command for one base alone.
 
-    Only a new process has none of the memory that another base took.
+    Only a new process has none of the memory that another base took. Ctrl-C
+    reaches both; this one says so and kills the other, which ignores it.
     """
-    done = subprocess.run(
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # is inherited
+    process = subprocess.Popen(
         [sys.executable, *sys.argv, "--bases", name, "--parent",
-         str(os.getpid())], close_fds=False)  # it inherits runs.claim
-    if done.returncode < 0:
+         str(os.getpid())], close_fds=False)  # so is runs.claim
+    signal.signal(signal.SIGINT, handler)
+    try:
+        status = process.wait()
+    finally:
+        process.kill()
+    if status < 0:
         raise OSError(f"{name}: its process was killed by signal "
-                      f"{-done.returncode}; 9 may mean: out of memory")
-    if done.returncode:
-        sys.exit(done.returncode)  # it has said why
+                      f"{-status}; 9 may mean: out of memory")
+    if status:
+        sys.exit(status)  # it has said why
 
 
 def end_with_parent(parent):
-    """Let this process live no longer than the one that started it.
-
-    Ctrl-C reaches both; the parent says so and kills this process.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Let this process live no longer than the one that started it."""
     with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
         ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:

@@ -27,7 +27,8 @@ from sklearn.metrics import classification_report
 
 import runs
 
-WIDTH = 8.0    # inches: at 100 dots per inch, the width of a README
+WIDTH = 8.0    # inches: at half their width, a README's column
+DOTS = 200     # per inch
 MISTAKES = 24  # how many of the worst a sheet shows
 STYLES = {"fixed": "fixed features", "partial": "partially frozen"}
 # Okabe and Ito's colours, which colour-blind people can tell apart
@@ -382,8 +383,8 @@ def markdown(rows):
 
 
 def short(name, most=30):
-    """Shorten a class's name for a plot, in the middle."""
-    name, half = printable(name), (most - 1) // 2
+    """Write a class's name as people do, shortened in the middle."""
+    name, half = printable(name).replace("_", " "), (most - 1) // 2
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
@@ -396,28 +397,39 @@ def write_plot(figure, path, banner="", **metadata):
     if banner:
         figure.suptitle(banner, color="#D55E00", weight="bold")
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=100, metadata=metadata)
+    figure.savefig(png, format="png", dpi=DOTS, metadata=metadata)
     runs.write(path, png.getvalue())
 
 
-def show_history(panel, history, label="validation", quantity="accuracy"):
+def show_history(panel, history, label="validation", quantity="accuracy",
+                 limits=None):
     """Show a training and its validation, epoch by epoch.
 
     history: a dict for each epoch with the quantity and val_<quantity>, and
         perhaps a phase; a dotted line separates phases
     quantity: "accuracy" or "loss"
+    limits: of the axis; a value beyond them is written at its edge
     """
     epochs = range(1, len(history) + 1)
-    scale = 100 if quantity == "accuracy" else 1
     for key, words, colour, marker in (
             (quantity, "training (running average)", COLOURS[1], "s"),
             (f"val_{quantity}", label, COLOURS[0], "o")):
-        panel.plot(epochs, [scale * epoch[key] for epoch in history],
-                   color=colour, marker=marker, markersize=4, label=words)
+        values = in_percent(history, key)
+        panel.plot(epochs, values, color=colour, marker=marker, markersize=4,
+                   label=words)
+        for epoch, value in zip(epochs, values):
+            if limits and not limits[0] <= value <= limits[1]:
+                above = value > limits[1]
+                panel.annotate(
+                    f"{'↑' if above else '↓'} {value:.3g}",
+                    (epoch, limits[above]), color=colour, fontsize=8,
+                    xytext=(4, {"s": 9, "o": 19}[marker] * (-1) ** above),
+                    textcoords="offset points", va="center")
     phases = [epoch.get("phase") for epoch in history]
     for i in range(1, len(phases)):
         if phases[i] != phases[i - 1]:
             panel.axvline(i + 0.5, color="grey", linestyle=":")
+    panel.set_ylim(limits)
     panel.set_xlabel("epoch")
     panel.set_xticks(epochs[::-(-len(epochs) // 10)])
     panel.set_ylabel("accuracy, %" if quantity == "accuracy" else quantity)
@@ -425,35 +437,75 @@ def show_history(panel, history, label="validation", quantity="accuracy"):
     panel.grid(alpha=0.3)
 
 
+def in_percent(history, key):
+    """List a quantity by epoch, accuracies in %."""
+    return [(100 if "accuracy" in key else 1) * epoch[key]
+            for epoch in history]
+
+
+def limits_of(values):
+    """Choose the limits of an axis so that a few bad values don't squeeze it.
+
+    They show all values, except those whose distance from the middle half is
+    more than ten times the width of that.
+    """
+    low, high = np.percentile(values, (25, 75))
+    far = 10 * (high - low)
+    shown = [value for value in values if low - far <= value <= high + far]
+    margin = 0.05 * (max(shown) - min(shown)) or 1
+    return min(shown) - margin, max(shown) + margin
+
+
 def draw_curves(records, path):
     """Plot each training's accuracy and loss, epoch by epoch."""
     figure = Figure((WIDTH, 2.6 * len(records) + 0.3), layout="constrained")
-    panels = figure.subplots(len(records), 2, sharey="col", squeeze=False)
-    for record, pair in zip(records, panels):
-        for panel, quantity in zip(pair, ("accuracy", "loss")):
-            show_history(panel, record["history"], quantity=quantity)
-        pair[0].set_title(name(record), fontsize=11)
+    panels = figure.subplots(len(records), 2, squeeze=False)
+    for column, quantity in zip(panels.T, ("accuracy", "loss")):
+        limits = limits_of(sum([
+            in_percent(record["history"], key) for record in records
+            for key in (quantity, f"val_{quantity}")], []))
+        for panel, record in zip(column, records):
+            show_history(panel, record["history"], quantity=quantity,
+                         limits=limits)
+    for panel, record in zip(panels[:, 0], records):
+        panel.set_title(name(record), fontsize=11)
     panels[0, 0].legend()
     write_plot(figure, path, warning(records))
 
 
 def draw_accuracy_against_time(records, path):
     """Plot validation accuracy against the total time."""
-    figure = Figure((WIDTH, 4.5), layout="constrained")
+    figure = Figure((WIDTH, 5), layout="constrained")
     panel = figure.subplots()
-    for record, colour, marker in zip(
-            records, itertools.cycle(COLOURS), itertools.cycle("osD^vPX")):
-        ends = seconds_before(record) + np.cumsum([
-            epoch["seconds"] for epoch in record["history"]])
-        panel.plot(ends / 60, [100 * epoch["val_accuracy"]
-                               for epoch in record["history"]],
-                   color=colour, marker=marker, markersize=5,
-                   label=name(record))
-        panel.axvline(record["frozen_pass"]["seconds"] / 60, color=colour,
-                      linestyle=":", linewidth=1)
+    bases = list(dict.fromkeys(record["base"] for record in records))
+    colours = dict(zip(bases, itertools.cycle(COLOURS)))
+    for record in records:
+        colour, fixed = colours[record["base"]], record["style"] == "fixed"
+        ends = (seconds_before(record) + np.cumsum([
+            epoch["seconds"] for epoch in record["history"]])) / 60
+        values = in_percent(record["history"], "val_accuracy")
+        panel.plot(ends, values, color=colour, linewidth=1)
+        # A classifier's epochs take seconds: a mark for each would be a smear
+        ends, values = (each[-1:] if fixed else each
+                        for each in (ends, values))
+        panel.plot(ends, values, "o", color=colour, label=name(record),
+                   markerfacecolor="white" if fixed else colour)
+        panel.annotate(f"{values[-1]:.1f}", (ends[-1], values[-1]),
+                       xytext=(6, 3), textcoords="offset points")
+    for record in {record["base"]: record for record in records}.values():
+        end, colour = (record["frozen_pass"]["seconds"] / 60,
+                       colours[record["base"]])
+        panel.axvline(end, color=colour, linestyle=":", linewidth=1)
+        # Names on both sides, as two lines may be close to each other
+        left = bases.index(record["base"]) % 2 == 0
+        panel.annotate(
+            f"{record['base']}'s frozen pass ends", (end, 0.02),
+            xycoords=("data", "axes fraction"), xytext=(-2 if left else 2, 0),
+            textcoords="offset points", rotation=90, color=colour, fontsize=8,
+            ha="right" if left else "left", va="bottom")
+    panel.margins(x=0.08)
     panel.set_xlim(left=0)
-    panel.set_xlabel("minutes since the start of the base's frozen pass "
-                     "(dotted line: its end)")
+    panel.set_xlabel("minutes since the start of the base's frozen pass")
     panel.set_ylabel("validation accuracy, %")
     panel.set_title(processors(records), fontsize=10)
     panel.grid(alpha=0.3)
@@ -464,25 +516,30 @@ def draw_accuracy_against_time(records, path):
 def show_confusion(figure, counts, classes):
     """Show which class the images of each class are taken for.
 
+    The diagonal has no colour: next to it, mistakes would all look alike.
+
     counts: a row for each true class
     Returns: the panel
     """
     counts = np.array(counts)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    mistakes = np.ma.masked_array(share, np.eye(len(share), dtype=bool))
+    most = max(mistakes.filled(0).max(), 1)
     panel = figure.subplots()
-    colours = panel.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    colours = panel.imshow(mistakes, cmap="Blues", vmin=0, vmax=most)
     classes, small = list(map(short, classes)), 8 if len(classes) > 10 else 10
     for (i, j), value in np.ndenumerate(share):
-        if round(value):
+        if round(value) or i == j:
             panel.text(j, i, f"{value:.0f}", ha="center", va="center",
-                       fontsize=small - 1,
-                       color="white" if value > 50 else "black")
+                       fontsize=small - 1, color="grey" if i == j else
+                       "white" if value > most / 2 else "black")
     panel.set_xticks(range(len(classes)), classes, rotation=60, ha="right",
                      rotation_mode="anchor", fontsize=small)
     panel.set_yticks(range(len(classes)), classes, fontsize=small)
     panel.set_xlabel("predicted")
     panel.set_ylabel("true")
-    figure.colorbar(colours, shrink=0.6, label="% of the true class")
+    figure.colorbar(colours, shrink=0.6,
+                    label="mistakes, % of the true class")
     return panel
 
 
@@ -529,15 +586,23 @@ def draw_mistakes(record, folder, path):
 
 
 def draw_accuracies(records, path):
-    """Plot each training's accuracy with its 95 % interval."""
+    """Plot each training's accuracy with its 95 % interval.
+
+    A single training needs no plot.
+    """
+    if len(records) == 1:
+        return
     figure = Figure((WIDTH, 0.45 * len(records) + 1), layout="constrained")
     panel = figure.subplots()
     for i, record in enumerate(records):
         low, high = (100 * x for x in record["evaluation"]["interval"])
         panel.plot([low, high], [i, i], color=COLOURS[0])
-        panel.plot(100 * record["evaluation"]["accuracy"], i, "o",
-                   color=COLOURS[0])
+        value = 100 * record["evaluation"]["accuracy"]
+        panel.plot(value, i, "o", color=COLOURS[0])
+        panel.annotate(f"{value:.1f}", (value, i), xytext=(0, 5),
+                       textcoords="offset points", ha="center")
     panel.set_yticks(range(len(records)), map(name, records))
+    panel.margins(y=0.25)
     panel.invert_yaxis()
     panel.set_xlabel("holdout accuracy, % (line: 95 % interval)")
     panel.grid(alpha=0.3)

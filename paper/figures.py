@@ -25,7 +25,7 @@ sys.path.insert(0, ROOT)
 report = __import__("report")
 
 RESULTS = os.path.join(ROOT, "results")
-WIDTH = 7.0     # inches: 700 pixels at 100 dots per inch
+WIDTH = 7.0     # inches: at half their width, a README's column
 IMAGES = 10000  # in a pass
 BLUE, ORANGE, *_, SKY = report.COLOURS
 

@@ -684,6 +684,16 @@ def test_a_base_s_process_shares_the_claim(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out == "shared\n"
 
 
+def test_a_base_s_process_ignores_ctrl_c_from_its_first_moment(
+        tmp_path, monkeypatch, capfd):
+    handler = signal.getsignal(signal.SIGINT)
+    in_new_process(tmp_path, monkeypatch, (
+        "import signal\n"
+        "print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"))
+    assert capfd.readouterr().out == "True\n"
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 @pytest.mark.parametrize("status", [1, 2, 69, 130])
 def test_the_exit_status_of_a_base_s_process_is_passed_on(
         tmp_path, monkeypatch, status):

@@ -372,7 +372,7 @@ def test_a_plot_carries_the_digest_of_its_data(name):
     with Image.open(os.path.join(PAPER, name)) as plot:
         assert plot.text["data-sha256"] == figures.digest(collect()), (
             "run: make paper")
-        assert plot.width == 700
+        assert plot.width == 1400
 
 
 def test_the_digest_is_the_sha256_of_the_data_as_json():

@@ -682,12 +682,18 @@ def test_time_is_counted_from_the_start_of_the_frozen_pass(tmp_path, plots):
         tmp_path, cifar100("A", "fixed", 0.5, 240, 100, before=60),
         cifar100("A", "partial", 0.5, 1200, 100)))
     panel, = plots["accuracy-time.png"].axes
-    lines = {line.get_label(): points(line) for line in panel.get_lines()}
-    np.testing.assert_allclose(lines["A, fixed features"], [
+    fixed, fixed_marks, partial, partial_marks, _ = map(
+        points, panel.get_lines())
+    np.testing.assert_allclose(fixed, [
         [13, 30], [15, 50]])  # 10 minutes, 1, and 2 for each epoch
-    np.testing.assert_allclose(lines["A, partially frozen"], [
-        [20, 30], [30, 50]])
-    assert dotted(panel) == [10, 10]
+    np.testing.assert_allclose(fixed_marks, [[15, 50]])  # the last alone
+    for each in partial, partial_marks:
+        np.testing.assert_allclose(each, [[20, 30], [30, 50]])
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == [
+        "A, fixed features", "A, partially frozen"]
+    assert dotted(panel) == [10]
+    assert [text.get_text() for text in panel.texts] == [
+        "50.0", "50.0", "A's frozen pass ends"]
 
 
 def test_accuracies_are_shown_with_their_intervals(tmp_path, plots):
@@ -702,6 +708,27 @@ def test_accuracies_are_shown_with_their_intervals(tmp_path, plots):
     drawn = list(map(points, panel.get_lines()))
     np.testing.assert_allclose(np.concatenate(drawn), [
         [25, 0], [75, 0], [200 / 3, 0], [25, 1], [75, 1], [50, 1]])
+    assert [text.get_text() for text in panel.texts] == ["66.7", "50.0"]
+
+
+def test_a_bad_epoch_does_not_squeeze_the_others(tmp_path, plots):
+    record = classified("desserts", "A", ROWS)
+    losses = [1.2, 1.1, 900.0, 1.0, 0.9, 0.9, 0.8] * 2
+    record["history"] = [dict(record["history"][0], loss=loss, val_loss=loss)
+                         for loss in losses]
+    report.report(write_records(tmp_path, record))
+    accuracy, panel = plots["curves.png"].axes
+    low, high = panel.get_ylim()
+    assert low < 0.8 and 1.2 < high < 4
+    assert [text.get_text() for text in panel.texts] == 4 * ["↑ 900"]
+    assert not accuracy.texts
+
+
+@pytest.mark.parametrize("values, limits", [
+    ([1, 2, 3], (0.9, 3.1)), ([5], (4, 6)), ([5, 5], (4, 6)),
+    ([*range(100), -900], (-4.95, 103.95)), ([0, 10], (-0.5, 10.5))])
+def test_limits_leave_out_what_is_far_from_the_rest(values, limits):
+    assert report.limits_of(values) == pytest.approx(limits)
 
 
 def test_a_confusion_matrix_has_shares_of_each_true_class(plots):
@@ -709,11 +736,14 @@ def test_a_confusion_matrix_has_shares_of_each_true_class(plots):
     report.draw_confusion(counts, ["a", "b", "c"], "A title", "plot.png",
                           "A warning", "in place")
     panel, _ = plots["plot.png"].axes
-    np.testing.assert_allclose(panel.images[0].get_array(), [
-        [90, 10, 0], [0.5, 49.5, 50], [0, 0, 0]])
-    assert {(*text.get_position(), text.get_text())
+    shown = panel.images[0].get_array()
+    np.testing.assert_allclose(shown.filled(-1), [  # no colour: -1
+        [-1, 10, 0], [0.5, -1, 50], [0, 0, -1]])
+    assert panel.images[0].get_clim() == (0, 50)  # of mistakes alone
+    assert {(*text.get_position(), text.get_text(), text.get_color())
             for text in panel.texts} == {
-        (0, 0, "90"), (1, 0, "10"), (1, 1, "50"), (2, 1, "50")}
+        (0, 0, "90", "grey"), (1, 0, "10", "black"), (1, 1, "50", "grey"),
+        (2, 1, "50", "white"), (2, 2, "0", "grey")}
     for texts, axis in ((["a", "b", "c"], panel.xaxis),
                         (["a", "b", "c"], panel.yaxis)):
         assert [tick.get_text() for tick in axis.get_ticklabels()] == texts
@@ -749,6 +779,10 @@ def test_a_confusion_matrix_is_as_large_as_its_classes_need(
 def test_a_confusion_matrix_of_300_classes_is_not_too_large(plots):
     report.draw_confusion(np.eye(300), LONG * 150, "A", "plot.png")
     assert max(plots["plot.png"].get_size_inches()) < 30
+
+
+def test_names_of_classes_are_as_people_read_them():
+    assert report.short("ice_cream") == "ice cream"
 
 
 def test_a_long_name_is_shortened_in_the_middle():
@@ -817,7 +851,8 @@ def test_without_mistakes_there_is_no_sheet(mistakes, plots):
     folder, _ = mistakes
     write_records(folder, classified("desserts", "A", [("0.png", 0, 0, 1)]))
     report.report(str(folder))
-    assert set(plots) == {"curves.png", "accuracies.png", "confusion-A.png"}
+    # Of a single training there is no plot of accuracies, either.
+    assert set(plots) == {"curves.png", "confusion-A.png"}
 
 
 def test_no_images_of_the_four_classes_are_shown(mistakes, plots):
@@ -833,11 +868,11 @@ def test_class_names_are_not_formulas(mistakes):
     folder, worst = mistakes
     record = dict(read_json(folder / "0.json"), title="$^{",
                   classes=["$5 & $_{x", "50 % $\\frac$"])
-    write_records(folder, record)
+    write_records(folder, record, dict(record, title="$_{"))
     report.report(str(folder))
     for plot in "curves", "accuracies", "confusion-$^{", "mistakes-$^{":
         with Image.open(folder / f"{plot}.png") as image:
-            assert image.width == 800 and np.asarray(image).std() > 10
+            assert image.width == 1600 and np.asarray(image).std() > 10
 
 
 def test_a_plot_is_a_png_as_wide_as_a_readme(tmp_path):
@@ -846,7 +881,7 @@ def test_a_plot_is_a_png_as_wide_as_a_readme(tmp_path):
         figure = matplotlib.figure.Figure((report.WIDTH, 2))
         report.write_plot(figure, path, banner, **{"data-sha256": "abc"})
         with Image.open(path) as image:
-            assert image.format == "PNG" and image.size == (800, 200)
+            assert image.format == "PNG" and image.size == (1600, 400)
             assert image.text["data-sha256"] == "abc"
             orange = np.all(np.asarray(image)[:, :, :3] == (
                 0xd5, 0x5e, 0), axis=2)

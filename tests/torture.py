@@ -55,7 +55,7 @@ SCRIPTS = {  # with arguments that make an undisturbed run take half a minute
     "four_classes_transfer.py": "{}/FOUR_CLASSES.zip --base MobileNetV2 "
                                 "--size 48 --out out"}
 KILLS = 20              # of each script
-INTERRUPTS = 0.4, 0.6, 0.8  # of an undisturbed run's time
+INTERRUPTS = 0.3, 0.5, 0.8  # of an undisturbed run's time after its imports
 # In this order, each until the script stops: the size of a file, or of the
 # disk, in bytes
 LIMITS = (("file", 10e3), ("disk", 1e6), ("file", 2e6), ("disk", 20e6),
@@ -301,12 +301,16 @@ def interrupted():
     def interrupt(name):
         """Do so at some moments; return {moment: None or what it did}."""
         _, seconds, _ = undisturbed(name)
+        start = time.perf_counter()
+        helpers.run([sys.executable, "-c", f"__import__({name[:-3]!r})"], ROOT)
+        start = time.perf_counter() - start
         tries = {}
         for share in INTERRUPTS:
+            moment = start + share * (seconds - start)
             status, text = run(name, fresh("interrupted", name),
-                               seconds=share * seconds, how=signal.SIGINT)
+                               seconds=moment, how=signal.SIGINT)
             if status != 0:  # else it was faster than the first time
-                tries[f"{name} after {share * seconds:.0f} s"] = (
+                tries[f"{name} after {moment:.0f} s"] = (
                     None if status == 130 and "Traceback" not in text
                     and "Rerun the same command" in text
                     else f"exit status {status}: {text[-2000:]}")
