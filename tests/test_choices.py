@@ -22,14 +22,14 @@ transfer = choices.transfer
 # "One change at a time, three seeds"
 
 def test_one_change_at_a_time():
-    def choices(row):
+    def chosen(row):
         """A row without what isn't a choice."""
         row = row._asdict()
         if row["cut"] == "features":
             del row["epochs"]
         return row
 
-    rows = {name: choices(row) for name, row in choices.ROWS.items()
+    rows = {name: chosen(row) for name, row in choices.ROWS.items()
             if not name.startswith("from scratch")}
     for name, row in rows.items():
         assert 1 == min(
@@ -184,15 +184,15 @@ def test_calibration_lets_random_weights_through(small):
         weights=None))
     frozen = K.Model(model.input, cut)
     first = frozen.get_layer("Conv1")  # such as random weights may be
-    first.set_weights([first.get_weights()[0] / 1e4, np.zeros(8)])
+    first.set_weights([first.get_weights()[0] / 1e3, np.zeros(8)])
     norm = frozen.get_layer("Conv1_BN")
     normalized = K.Model(frozen.input, norm.output)
     images = transfer.scale(X[:256])
-    assert normalized.predict(images, verbose=0).std() < 0.02
+    assert normalized.predict(images, verbose=0).std() < 0.2
     choices.calibrate(frozen, X)
     y = normalized.predict(images, verbose=0)
     spread = y.reshape(-1, 8).std(axis=0)
-    assert abs(y.mean()) < 0.01 and spread.min() > 0.1
+    assert abs(y.mean()) < 0.01 and spread.min() > 0.3
     assert not norm.trainable and norm.momentum == 0.9
 
 

@@ -339,10 +339,10 @@ def test_the_best_model_is_evaluated_on_the_holdout(simple, data):
 
 def test_plots_and_a_table_show_how_good_it_is(simple):
     out = simple[0] / "runs" / "simple_cnn"
-    for name in ("curves", "accuracies", "confusion-simple-network",
+    for name in ("curves", "confusion-simple-network",
                  "mistakes-simple-network"):
         plot = np.asarray(Image.open(out / f"{name}.png"))
-        assert 700 <= plot.shape[1] <= 900 and plot.std() > 10
+        assert 1400 <= plot.shape[1] <= 1800 and plot.std() > 10
     assert "| holdout accuracy (95 % interval) |" in (
         out / "table.md").read_text()
 

@@ -321,7 +321,7 @@ def test_plots_show_both(comparison):
     for name in ("curves", "confusion-feature-extraction",
                  "confusion-fine-tuning"):
         plot = np.asarray(Image.open(out / f"{name}.png"))
-        assert 700 <= plot.shape[1] <= 900 and plot.std() > 10
+        assert 1400 <= plot.shape[1] <= 1800 and plot.std() > 10
 
 
 def test_predict_says_what_is_on_an_image(comparison):
