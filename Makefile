@@ -2,8 +2,8 @@
 # make lint: check the style.     make paper: draw the paper's plots, write
 # the numbers into README.md and paper/README.md, and write publish.html.
 # make matrix: the first exercise on seven versions of TensorFlow; it takes
-# half an hour and 16 GB.   make torture: kill the scripts, fill the disk and
-# so on; it needs DESSERTS and FOUR_CLASSES, zips of images, and 75 minutes.
+# an hour and 16 GB.   make torture: kill the scripts, fill the disk and so
+# on; it needs DESSERTS and FOUR_CLASSES, zips of images, and two hours.
 # Each first makes .venv, which takes Python 3.9 to 3.13.
 PYTHON ?= python3
 export TF_CPP_MIN_LOG_LEVEL ?= 2
