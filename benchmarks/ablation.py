@@ -28,12 +28,14 @@ import numpy as np
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 sys.path.insert(0, ROOT)
+import choices  # noqa: E402
 import mobilenetv2  # noqa: E402
 import networks  # noqa: E402
 import runs  # noqa: E402
 
 transfer = networks.transfer
 K = transfer.K
+Checkpoint, slug = choices.Checkpoint, choices.slug
 
 IMAGES = 10000
 VALIDATION_IMAGES = 5000
@@ -80,17 +82,6 @@ ROWS = {
     "random weights, all trained, 1 epoch": ONCE._replace(
         weights=None, cut=None, epochs=1),
 }
-
-
-class Checkpoint(transfer.Checkpoint):
-    """Notes how long an epoch takes without validation.
-
-    In the first epoch this includes TensorFlow's tracing of the model.
-    """
-
-    def on_test_begin(self, logs=None):
-        """Training is over for this epoch, and validation begins."""
-        self.note["training_seconds"] = time.perf_counter() - self.start
 
 
 def build(row):
@@ -218,29 +209,11 @@ def run(args):
     print(f"All rows are in {args.out}")
 
 
-def slug(name):
-    """A row's name as a file name."""
-    return "-".join(name.replace(",", "").split())
-
-
 def main():
     """Read the command line, and run."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--out", metavar="DIR", default=os.path.join(
-        ROOT, "results", "ablation"), help="(%(default)s)")
-    add("--cache", metavar="DIR", default=transfer.cache_folder("ablation"),
-        help="for frozen outputs, 3 GB (%(default)s)")
-    add("--overwrite", action="store_true",
-        help="delete a finished run, or another one, that is in --out")
-    args = parser.parse_args()
-    try:
-        runs.check_folder("--out", args.out)
-        runs.check_folder("--cache", args.cache)
-    except ValueError as error:
-        parser.error(str(error))
-    transfer.keep_memory()
-    transfer.exit_with_message(run, args, "Fix this")
+    choices.start(
+        argparse.ArgumentParser(description=__doc__.split("\n")[0]), run,
+        "ablation", "frozen outputs, 3 GB")
 
 
 if __name__ == "__main__":

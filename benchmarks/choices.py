@@ -425,14 +425,17 @@ def slug(name):
     return "-".join(name.replace(",", "").split())
 
 
-def main():
-    """Read the command line, and run."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def start(parser, run, name, stored):
+    """Add the options that the experiments share; read all of them, and run.
+
+    name: of the default folders of results and of the cache
+    stored: what is in the cache, and how much
+    """
     add = parser.add_argument
-    add("--out", metavar="DIR", default=os.path.join(
-        ROOT, "results", "choices"), help="(%(default)s)")
-    add("--cache", metavar="DIR", default=transfer.cache_folder("choices"),
-        help="for frozen outputs, 5 GB (%(default)s)")
+    add("--out", metavar="DIR", default=os.path.join(ROOT, "results", name),
+        help="(%(default)s)")
+    add("--cache", metavar="DIR", default=transfer.cache_folder(name),
+        help=f"for {stored} (%(default)s)")
     add("--overwrite", action="store_true",
         help="delete a finished run, or another one, that is in --out")
     args = parser.parse_args()
@@ -443,6 +446,12 @@ def main():
         parser.error(str(error))
     transfer.keep_memory()
     transfer.exit_with_message(run, args, "Fix this")
+
+
+def main():
+    """Read the command line, and run."""
+    start(argparse.ArgumentParser(description=__doc__.split("\n")[0]), run,
+          "choices", "frozen outputs, 5 GB")
 
 
 if __name__ == "__main__":

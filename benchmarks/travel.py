@@ -147,24 +147,10 @@ def run(args):
 def main():
     """Read the command line, and run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
     for option in "--desserts", "--four-classes":
-        add(option, metavar="DATA", required=True,
-            help="folder or zip of images")
-    add("--out", metavar="DIR", default=os.path.join(
-        ROOT, "results", "travel"), help="(%(default)s)")
-    add("--cache", metavar="DIR", default=transfer.cache_folder("travel"),
-        help="for images and frozen outputs, 4 GB (%(default)s)")
-    add("--overwrite", action="store_true",
-        help="delete a finished run, or another one, that is in --out")
-    args = parser.parse_args()
-    try:
-        runs.check_folder("--out", args.out)
-        runs.check_folder("--cache", args.cache)
-    except ValueError as error:
-        parser.error(str(error))
-    transfer.keep_memory()
-    transfer.exit_with_message(run, args, "Fix this")
+        parser.add_argument(option, metavar="DATA", required=True,
+                            help="folder or zip of images")
+    choices.start(parser, run, "travel", "images and frozen outputs, 4 GB")
 
 
 if __name__ == "__main__":
