@@ -21,6 +21,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -372,8 +373,7 @@ K.utils.get_custom_objects()["TransferModel"] = TransferModel
 
 def convolutions(model):
     """Count a model's frozen convolution layers, and all of them."""
-    layers = [layer for layer in model.layers
-              if "Conv2D" in type(layer).__name__]
+    layers = [each for each in model.layers if "Conv2D" in type(each).__name__]
     return sum(not layer.trainable for layer in layers), len(layers)
 
 
@@ -400,18 +400,14 @@ def whole_file(path):
 
 
 def wait_for_others(folder):
-    """Lock a folder, once no other process does; return a file to close.
-
-    Does nothing where there are no locks.
-    """
+    """Lock a folder once no other process does; return a file to close."""
     lock = open(os.path.join(folder, "lock"), "w")
     with contextlib.suppress(ImportError, OSError):  # no fcntl, no locks
         import fcntl
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"Waiting for another process that uses {folder}",
-                  flush=True)
+            print(f"Waiting for another process in {folder}", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
     return lock
 
@@ -419,8 +415,7 @@ def wait_for_others(folder):
 def check_room(path, arrays):
     """Raise OSError if the disk has no room for a file of these arrays.
 
-    Call it before a training, which would be wasted, and before HDF5, which
-    may crash.
+    Call it before a training would be wasted, and before HDF5 would crash.
     """
     size = sum(array.nbytes for array in arrays)
     try:
@@ -669,6 +664,14 @@ def parse_arguments():
     return args
 
 
+def stop(*_):
+    """Exit after Ctrl-C. TensorFlow sometimes loses a KeyboardInterrupt."""
+    try:
+        print("\nStopped. Rerun the same command to continue.", flush=True)
+    finally:  # even if Ctrl-C came amid a print
+        os._exit(130)  # sys.exit may wait for TensorFlow's threads for ever
+
+
 def exit_with_message(run, args, remedy):
     """Call run(args); turn what a user can fix into a message and remedy."""
     # Of old .h5, of weights for 224 pixels, of retracing: nothing to fix
@@ -677,11 +680,10 @@ def exit_with_message(run, args, remedy):
         logging.getLogger(logger).setLevel(logging.ERROR)
     with contextlib.suppress(AttributeError):  # a notebook's can't be
         sys.stdout.reconfigure(errors="backslashreplace")  # ASCII terminals
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
     try:
         run(args)
-    except KeyboardInterrupt:
-        print("\nStopped. Rerun the same command to continue.", flush=True)
-        os._exit(130)  # sys.exit may wait for TensorFlow's threads for ever
     except (ImportError, OSError, tf.errors.OpError) as error:
         sys.exit(f"{error}\nFinished work is kept. {remedy}, then rerun the "
                  "same command.")

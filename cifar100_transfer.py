@@ -339,15 +339,19 @@ def run_in_new_process(name):
     Only a new process has none of the memory that another base took. Ctrl-C
     reaches both; this one says so and kills the other, which ignores it.
     """
+    def stop_both(*_):
+        """Kill the other process, and stop."""
+        process.kill()
+        transfer.stop()
+
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # is inherited
     process = subprocess.Popen(
         [sys.executable, *sys.argv, "--bases", name, "--parent",
          str(os.getpid())], close_fds=False)  # so is runs.claim
+    signal.signal(signal.SIGINT, stop_both if handler is transfer.stop
+                  else handler)
+    status = process.wait()
     signal.signal(signal.SIGINT, handler)
-    try:
-        status = process.wait()
-    finally:
-        process.kill()
     if status < 0:
         raise OSError(f"{name}: its process was killed by signal "
                       f"{-status}; 9 may mean: out of memory")

@@ -14,6 +14,7 @@ them. The peak memory of our training includes the frozen pass.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -192,13 +193,13 @@ def main():
         runs.check_file("--json", args.json)
     except ValueError as error:
         parser.error(str(error))
+    # In both processes. TensorFlow sometimes loses a KeyboardInterrupt.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
         if args.way:
             measure(args.way, args.images, args.size)
         else:
             run(args)
-    except KeyboardInterrupt:
-        sys.exit(130)  # in both processes
     except OSError as error:
         sys.exit(str(error))
 

@@ -807,7 +807,7 @@ def test_runs_at_once_wait_for_each_other(tmp_path):
     runs = [Script(path, tmp_path / name, *arguments, tmp_path / "cache")
             for name in ("first", "second")]
     for one in runs:
-        one.wait_until(lambda printed: "Waiting for another process that uses"
+        one.wait_until(lambda printed: "Waiting for another process in"
                        in printed)
     lock.close()
     for one in runs:
@@ -999,6 +999,44 @@ def test_ctrl_c_says_how_to_continue(tmp_path):
         lambda printed: "First" in printed, signal.SIGINT)
     assert "Rerun the same command" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+LOSES_EXCEPTIONS = """\
+import sys, time
+sys.path.insert(0, {!r})
+class Loses:
+    def __del__(self):  # Python ignores exceptions in it
+        print("at work", flush=True)
+        time.sleep(60)
+def run(args):
+    Loses()
+    print("goes on", flush=True)
+__import__("0-transfer").exit_with_message(run, None, "Fix this")
+"""
+
+
+def test_ctrl_c_is_not_lost_where_exceptions_are(tmp_path):
+    path = tmp_path / "loses.py"
+    path.write_text(LOSES_EXCEPTIONS.format(ROOT))
+    done = Script(path, tmp_path).kill(
+        lambda printed: "at work" in printed, signal.SIGINT)
+    assert done.stdout == (
+        "at work\n\nStopped. Rerun the same command to continue.\n")
+    assert done.stderr == ""
+
+
+def test_a_process_that_ignores_ctrl_c_still_does(tmp_path):
+    path = tmp_path / "ignores.py"
+    path.write_text(
+        "import os, signal, sys\n"
+        f"sys.path.insert(0, {ROOT!r})\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under nohup\n"
+        "def run(args):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('goes on')\n"
+        "__import__('0-transfer').exit_with_message(run, None, 'Fix this')\n")
+    done = script(path, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "goes on\n")
 
 
 @pytest.mark.parametrize("network", ["closed", "silent"])

@@ -55,7 +55,8 @@ SCRIPTS = {  # with arguments that make an undisturbed run take half a minute
     "four_classes_transfer.py": "{}/FOUR_CLASSES.zip --base MobileNetV2 "
                                 "--size 48 --out out"}
 KILLS = 20              # of each script
-INTERRUPTS = 0.3, 0.5, 0.8  # of an undisturbed run's time after its imports
+# Shares of an undisturbed run's time after its imports
+INTERRUPTS = 0.2, 0.35, 0.5, 0.65, 0.8
 # In this order, each until the script stops: the size of a file, or of the
 # disk, in bytes
 LIMITS = (("file", 10e3), ("disk", 1e6), ("file", 2e6), ("disk", 20e6),
