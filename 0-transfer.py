@@ -168,9 +168,9 @@ def frozen_outputs(model, images, folder, preprocess, **note):
                   "computes now: computing all of them again.")
         shards = []
         for path, shape in zip(paths, shapes):
-            # Zeros to begin with: if the disk has no room, say so now.
-            with whole_file(path) as temporary:
-                np.save(temporary, np.broadcast_to(np.float16(0), shape))
+            # Zeros: a full disk shows now, and with "w+b" numpy says so
+            with whole_file(path) as temporary, open(temporary, "w+b") as out:
+                np.save(out, np.broadcast_to(np.float16(0), shape))
     done = min(SHARD * len(shards), len(images))
     if done < len(images):
         print(f"Frozen part: {len(images) - done:,} of {len(images):,} images "

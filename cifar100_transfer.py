@@ -181,9 +181,10 @@ def save_features(stored, data, folder):
     for part, rows in data.rows.items():
         for name, array in ((part, features[rows]),
                             (f"{part}-labels", data.Y[rows].argmax(axis=1))):
-            with transfer.whole_file(
-                    os.path.join(folder, f"{name}.npy")) as temporary:
-                np.save(temporary, array)
+            path = os.path.join(folder, f"{name}.npy")
+            with transfer.whole_file(path) as temporary, open(
+                    temporary, "w+b") as out:  # as in frozen_outputs
+                np.save(out, array)
 
 
 def build_classifier(width, units, dropout):

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """What several test files share: running scripts, killing them, images."""
+import contextlib
 import multiprocessing
 import os
 import re
+import resource
 import runpy
 import signal
 import subprocess
@@ -105,6 +107,17 @@ class Script:
 def script(name, folder, *arguments, env=None):
     """Run a script of the project; return a subprocess.CompletedProcess."""
     return Script(name, folder, *arguments, env=env).wait()
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file can be larger than 10 kB."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def usage_error(main, monkeypatch, capsys, folder, *arguments):

@@ -22,8 +22,8 @@ import networks
 import report
 import runs
 from helpers import (
-    ROOT, Script, Stop, he_initialize, noise_images, real_data, run, script,
-    usage_error, without_network)
+    ROOT, Script, Stop, full_disk, he_initialize, noise_images, real_data, run,
+    script, usage_error, without_network)
 
 transfer = cifar100.transfer
 SCRIPT = os.path.join(ROOT, "cifar100_transfer.py")
@@ -374,6 +374,17 @@ def read_features(folder):
     return {part: [np.load(folder / f"{part}{what}.npy")
                    for what in ("", "-labels")]
             for part in ("train", "train-mirrored", "validation", "test")}
+
+
+def test_a_full_disk_leaves_no_half_file_of_features(tmp_path):
+    stored = tmp_path / "stored.npy"
+    np.save(stored, np.zeros((20, 1000), "float16"))
+    data = types.SimpleNamespace(
+        Y=np.eye(100)[:20], rows={"train": np.arange(20)})
+    with full_disk(), pytest.raises(
+            OSError, match="train.npy was not written: .* File too large"):
+        cifar100.save_features(str(stored), data, str(tmp_path / "features"))
+    assert not os.listdir(tmp_path / "features")
 
 
 def test_the_classifier_is_chosen_on_validation_images(comparison, models):
