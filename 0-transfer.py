@@ -374,7 +374,7 @@ K.utils.get_custom_objects()["TransferModel"] = TransferModel
 def convolutions(model):
     """Count a model's frozen convolution layers, and all of them."""
     layers = [each for each in model.layers if "Conv2D" in type(each).__name__]
-    return sum(not layer.trainable for layer in layers), len(layers)
+    return sum(not each.trainable for each in layers), len(layers)
 
 
 def stratified_order(labels, seed):
@@ -664,8 +664,8 @@ def parse_arguments():
     return args
 
 
-def stop(*_):
-    """Exit after Ctrl-C. TensorFlow sometimes loses a KeyboardInterrupt."""
+def exit_after_ctrl_c(*_):
+    """Handle SIGINT. TensorFlow sometimes loses a KeyboardInterrupt."""
     try:
         print("\nStopped. Rerun the same command to continue.", flush=True)
     finally:  # even if Ctrl-C came amid a print
@@ -681,7 +681,7 @@ def exit_with_message(run, args, remedy):
     with contextlib.suppress(AttributeError):  # a notebook's can't be
         sys.stdout.reconfigure(errors="backslashreplace")  # ASCII terminals
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGINT, exit_after_ctrl_c)
     try:
         run(args)
     except (ImportError, OSError, tf.errors.OpError) as error:

@@ -340,17 +340,17 @@ def run_in_new_process(name):
     Only a new process has none of the memory that another base took. Ctrl-C
     reaches both; this one says so and kills the other, which ignores it.
     """
-    def stop_both(*_):
-        """Kill the other process, and stop."""
+    def exit_both(*_):
+        """Kill the other process, and exit."""
         process.kill()
-        transfer.stop()
+        transfer.exit_after_ctrl_c()
 
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # is inherited
     process = subprocess.Popen(
         [sys.executable, *sys.argv, "--bases", name, "--parent",
          str(os.getpid())], close_fds=False)  # so is runs.claim
-    signal.signal(signal.SIGINT, stop_both if handler is transfer.stop
-                  else handler)
+    signal.signal(signal.SIGINT, exit_both if handler
+                  is transfer.exit_after_ctrl_c else handler)
     status = process.wait()
     signal.signal(signal.SIGINT, handler)
     if status < 0:

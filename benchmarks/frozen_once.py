@@ -193,8 +193,9 @@ def main():
         runs.check_file("--json", args.json)
     except ValueError as error:
         parser.error(str(error))
-    # In both processes. TensorFlow sometimes loses a KeyboardInterrupt.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    # In both processes, as in transfer.exit_with_message, which says more
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
         if args.way:
             measure(args.way, args.images, args.size)

@@ -990,9 +990,13 @@ def test_ctrl_c_says_how_to_continue(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-LOSES_EXCEPTIONS = """\
-import sys, time
+RUN = """\
+import os, signal, sys, time
 sys.path.insert(0, {!r})
+{}
+__import__("0-transfer").exit_with_message(run, None, "Fix this")
+"""
+LOSES_EXCEPTIONS = """\
 class Loses:
     def __del__(self):  # Python ignores exceptions in it
         print("at work", flush=True)
@@ -1000,13 +1004,18 @@ class Loses:
 def run(args):
     Loses()
     print("goes on", flush=True)
-__import__("0-transfer").exit_with_message(run, None, "Fix this")
+"""
+IGNORES_CTRL_C = """\
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under nohup
+def run(args):
+    os.kill(os.getpid(), signal.SIGINT)
+    print("goes on")
 """
 
 
 def test_ctrl_c_is_not_lost_where_exceptions_are(tmp_path):
     path = tmp_path / "loses.py"
-    path.write_text(LOSES_EXCEPTIONS.format(ROOT))
+    path.write_text(RUN.format(ROOT, LOSES_EXCEPTIONS))
     done = Script(path, tmp_path).kill(
         lambda printed: "at work" in printed, signal.SIGINT)
     assert done.stdout == (
@@ -1016,14 +1025,7 @@ def test_ctrl_c_is_not_lost_where_exceptions_are(tmp_path):
 
 def test_a_process_that_ignores_ctrl_c_still_does(tmp_path):
     path = tmp_path / "ignores.py"
-    path.write_text(
-        "import os, signal, sys\n"
-        f"sys.path.insert(0, {ROOT!r})\n"
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under nohup\n"
-        "def run(args):\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    print('goes on')\n"
-        "__import__('0-transfer').exit_with_message(run, None, 'Fix this')\n")
+    path.write_text(RUN.format(ROOT, IGNORES_CTRL_C))
     done = script(path, tmp_path)
     assert (done.returncode, done.stdout) == (0, "goes on\n")
 

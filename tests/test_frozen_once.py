@@ -6,6 +6,7 @@ With few layers in the place of MobileNetV2's, except on real images.
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -185,6 +186,18 @@ def test_a_full_disk_gets_one_message(tmp_path, monkeypatch):
         "frozen_once.py", "--json", str(tmp_path / "out.json")])
     with pytest.raises(SystemExit, match="out.json was not written"):
         frozen_once.main()
+
+
+def test_ctrl_c_stays_ignored_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen_once, "run", lambda args: None)
+    monkeypatch.setattr(sys, "argv", [
+        "frozen_once.py", "--json", str(tmp_path / "out.json")])
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under nohup
+    try:
+        frozen_once.main()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_without_data_and_network(tmp_path):

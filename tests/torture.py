@@ -597,11 +597,10 @@ def fuzz():
     """Run the tests that draw their cases at random, on many more cases."""
     done = helpers.run(
         [sys.executable, "-m", "pytest", "-q", "-rA", "-o", "addopts=", "-p",
-         "no:cacheprovider", "-k", FUZZ_TESTS,
+         "no:cacheprovider", "--show-capture=no", "-k", FUZZ_TESTS,
          *(os.path.join("tests", name) for name in FUZZ_FILES)],
         ROOT, dict(os.environ, FUZZ=str(CASES)))
-    # Not the lines of the log, which may begin with ERROR, too
-    found = re.findall(r"^(PASSED|FAILED|ERROR) (tests/.*)", done.stdout, re.M)
+    found = re.findall(r"^(PASSED|FAILED|ERROR) (.*)", done.stdout, re.M)
     return [row("damaged files and odd arrays: right, or refused", {
         name: None if result == "PASSED" else done.stdout[-5000:]
         for result, name in found}, f"{CASES:,} cases each")]
