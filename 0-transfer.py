@@ -186,9 +186,9 @@ def frozen_outputs(model, images, folder, preprocess, **note):
             progress.add(len(outputs[-1][0]))
         arrays = [np.concatenate(parts) for parts in zip(*outputs)]
         for path, array in zip(paths, arrays):
-            # Not through memory mapping: a full disk would be a crash.
-            with open(path, "r+b") as file:
-                file.seek((start - len(images)) * array[0].nbytes, os.SEEK_END)
+            offset = np.load(path, mmap_mode="r").offset
+            with open(path, "r+b") as file:  # a map would crash on a full disk
+                file.seek(offset + start * array[0].nbytes)
                 file.write(array)
         shards.append(dict(
             note, images=stop - start, crc32=list(map(zlib.crc32, arrays)),

@@ -418,7 +418,7 @@ def test_a_killed_pass_continues(two_outputs, small_shards, tmp_path):
 
 
 @pytest.mark.parametrize("harm, again", [
-    ("truncated", 130), ("changed", 80), ("missing", 130),
+    ("truncated", 130), ("changed", 80), ("longer", 80), ("missing", 130),
     ("without index", 130), ("garbage index", 130), ("other index", 130)])
 def test_damaged_outputs_are_computed_again(
         two_outputs, small_shards, tmp_path, harm, again):
@@ -432,6 +432,12 @@ def test_damaged_outputs_are_computed_again(
         stored = np.load(paths[1], mmap_mode="r+")
         stored[60].view("uint8").flat[0] ^= 1
         stored.flush()
+    elif harm == "longer":  # bytes that don't belong in the second shard
+        stored = np.load(paths[1], mmap_mode="r")
+        with open(paths[1], "rb") as file:
+            content = file.read()
+        middle = stored.offset + 60 * stored[0].nbytes
+        change(paths[1], content[:middle] + b"longer" + content[middle:])
     elif harm == "without index":
         os.remove(index)
     elif "index" in harm:
