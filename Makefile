@@ -3,7 +3,8 @@
 # the numbers into README.md and paper/README.md, and write publish.html.
 # make matrix: the first exercise on seven versions of TensorFlow; it takes
 # an hour and 16 GB.   make torture: kill the scripts, fill the disk and so
-# on; it needs DESSERTS and FOUR_CLASSES, zips of images, and three hours.
+# on; it needs DESSERTS and FOUR_CLASSES, zips of images, and three to
+# four hours.
 # Each first makes .venv, which takes Python 3.9 to 3.13.
 PYTHON ?= python3
 export TF_CPP_MIN_LOG_LEVEL ?= 2

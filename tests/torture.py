@@ -3,7 +3,7 @@
 
     tests/torture.py [ITEM ...]
 
-The items are the functions in ITEMS. Together they take about three hours on
+The items are the functions in ITEMS. Together they take three to four hours on
 two cores. They need Linux, CIFAR-10, CIFAR-100 and ImageNet's weights, which
 Keras downloads if need be, and zips of images in the environment variables
 DESSERTS (train, validation, holdout) and FOUR_CLASSES. Each item that ends is
