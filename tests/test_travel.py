@@ -134,7 +134,7 @@ def small(monkeypatch):
     monkeypatch.setitem(travel.DATA_SETS, "cifar100", cifar100)
 
 
-def test_all_data_sets_with_three_seeds(args, small, monkeypatch, capsys):
+def test_all_data_sets_with_their_seeds(args, small, monkeypatch, capsys):
     train, done = travel.train, []
 
     def stop_at_the_fifth(name, seed, args):
@@ -147,8 +147,9 @@ def test_all_data_sets_with_three_seeds(args, small, monkeypatch, capsys):
 
     monkeypatch.setattr(travel, "train", stop_at_the_fifth)
     monkeypatch.setattr(travel.runs, "claim", lambda folder: None)
-    assert travel.SEEDS == 3
-    monkeypatch.setattr(travel, "SEEDS", 2)  # or it would take a minute
+    assert travel.SEEDS == {"cifar100": 3, "desserts": 3, "four_classes": 10}
+    monkeypatch.setattr(  # or it would take a minute
+        travel, "SEEDS", dict.fromkeys(travel.SEEDS, 2))
     with pytest.raises(KeyboardInterrupt):
         travel.run(args)
     travel.run(args)
@@ -198,7 +199,7 @@ def test_a_missing_zip_gets_one_message(tmp_path):
 
 SMALL = """\
 import travel
-travel.SEEDS = 1
+travel.SEEDS = {"desserts": 1, "four_classes": 1}
 del travel.DATA_SETS["cifar100"]
 travel.main()
 """
