@@ -433,9 +433,9 @@ def run(args):
     for seed in range(UPPER.seeds):
         # Each seed measures its own frozen passes.
         cache = os.path.join(args.cache, f"seed-{seed}")
-        for name in (name for name, row in ROWS.items() if seed < row.seeds):
+        for name, row in ROWS.items():
             path = os.path.join(args.out, f"{slug(name)}-{seed}.json")
-            if not os.path.exists(path):
+            if seed < row.seeds and not os.path.exists(path):
                 print(f"{name}, seed {seed}", flush=True)
                 train_row(name, seed, X, labels[:, 0], throughput, path, cache)
         shutil.rmtree(cache, ignore_errors=True)

@@ -78,8 +78,7 @@ def test_a_row_is_what_its_name_says(name):
     "upper half", "hidden layer, mirrored", "MobileNetV2 upper half",
     "DenseNet121 upper half", "BatchNorm in inference mode, rate 1e-5",
     "cut after block 3b, rate 1e-3", "cut after block 6d, rate 1e-3",
-    "images anew, 3 epochs",
-    "from scratch, rate 1e-3"])
+    "images anew, 3 epochs", "from scratch, rate 1e-3"])
 def test_a_row_trains_what_it_says(name):
     row = choices.ROWS[name]._replace(weights=None, size=64)
     model, start = choices.build(row)

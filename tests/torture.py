@@ -169,7 +169,7 @@ def same(ours, theirs):
 def undisturbed(name):
     """Run a script once; return its models, its seconds and its output."""
     folder = work("undisturbed", name)
-    info = os.path.join(folder, "undisturbed.json")
+    info = f"{folder}.json"
     if not os.path.exists(info):
         start = time.perf_counter()
         status, text = run(name, fresh("undisturbed", name))
@@ -184,9 +184,8 @@ def undisturbed(name):
 def is_done(name, folder, text):
     """Tell whether a script has made and printed all that it should."""
     expected, _, undisturbed_text = undisturbed(name)
-    # Their folder has undisturbed.json as well.
-    files = len(tree(work("undisturbed", name))) - 1
-    return (same(models(folder), expected) and len(tree(folder)) == files
+    return (same(models(folder), expected)
+            and len(tree(folder)) == len(tree(work("undisturbed", name)))
             and text.count("\n") == undisturbed_text.count("\n"))
 
 
