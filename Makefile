@@ -1,6 +1,7 @@
 # make train: train cifar10.h5.   make test: run the tests.
 # make lint: check the style.     make paper: draw the paper's plots, write
-# the numbers into README.md and paper/README.md, and write publish.html.
+# the numbers into README.md and paper/README.md, and write publish.html; with
+# CODE=URL, its links lead to where the repository is published.
 # make matrix: the first exercise on seven versions of TensorFlow; it takes
 # an hour and 16 GB.   make torture: kill the scripts, fill the disk and so
 # on; it needs DESSERTS and FOUR_CLASSES, zips of images, and three to
@@ -29,7 +30,7 @@ lint: .venv/ready
 
 paper: .venv/ready
 	. .venv/bin/activate && paper/figures.py && paper/fill_in.py && \
-	    paper/publish.py
+	    paper/publish.py $(if $(CODE),--code $(CODE))
 
 matrix: .venv/ready
 	. .venv/bin/activate && tests/matrix.py

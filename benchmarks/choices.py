@@ -13,9 +13,10 @@ on 500 images before each frozen pass and each training; the median of a
 process counts. The number of multiply-adds, which needs no machine, is
 computed from the shapes of the layers.
 
-It writes a JSON file for each row and seed into --out. It takes five to twelve
-hours on two cores, 4 GiB of memory and 5 GB of disk. A stopped run continues
-where it was.
+It writes a JSON file for each row and seed into --out. It takes three to
+twelve hours on two cores and 5 GB of disk. A process that runs through needs
+19 GiB of memory; stopped and started again, it needs less. A stopped run
+continues where it was.
 """
 import argparse
 import collections

@@ -3,18 +3,19 @@
 
     benchmarks/frozen_once.py [--images N] [--size PIXELS] [--json FILE]
 
-The network is that of the paper's experiments, on MobileNetV2. Each way runs
-in its own process, one after the other, on the same real images at the same
-size. It takes a few minutes, prints a table of images per second and peak
-memory, and writes the table as JSON. Not counted are the warm-up and the wait
-for TensorFlow's input tuner at the end of Keras's fit and predict. Our ways
-tell glibc to keep its memory, as 0-transfer.py does; Keras's run as people run
-them. The peak memory of our training includes the frozen pass.
+The network is that of 0-transfer.py. Each way runs in a process of its own, on
+the same real images at the same size; all ways take turns, five times. It
+takes ten to thirty minutes, prints a table of images per second and peak
+memory, and writes all measurements as JSON. Not counted are the warm-up and
+the wait for TensorFlow's input tuner at the end of Keras's fit and predict.
+All ways tell glibc to keep its memory, as 0-transfer.py does. The peak memory
+of our training includes the frozen pass.
 """
 import argparse
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,14 +25,15 @@ import numpy as np
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
-import mobilenetv2  # noqa: E402
+import choices  # noqa: E402
 import networks  # noqa: E402
 import runs  # noqa: E402
 
 transfer = networks.transfer
 K = transfer.K
 
-SIZES = range(32, 225)  # MobileNetV2's smallest, and that of ImageNet
+SIZES = range(32, 225)  # EfficientNetV2-B0's smallest, and that of ImageNet
+REPETITIONS = 5
 
 
 class Clock(K.callbacks.Callback):
@@ -85,7 +87,7 @@ def predict(model, images):
 
 def predict_whole(model, images, labels):
     """Keras's predict through the whole base: one pass."""
-    base = K.Model(model.input, model.get_layer("average").input)
+    base = K.Model(model.input, model.get_layer("features").output)
     return predict(base, images)
 
 
@@ -96,7 +98,6 @@ def predict_frozen(model, images, labels):
 
 def frozen_pass(model, images, labels):
     """Our frozen pass, including writing."""
-    transfer.keep_memory()
     with tempfile.TemporaryDirectory() as folder:
         stored, = transfer.frozen_outputs(
             K.Model(model.input, cut(model)), images, folder, transfer.scale)
@@ -105,7 +106,6 @@ def frozen_pass(model, images, labels):
 
 def train_epoch(model, images, labels):
     """The second of two epochs of our training on stored outputs."""
-    transfer.keep_memory()
     m = len(images)
     with tempfile.TemporaryDirectory() as folder:
         stored, = transfer.frozen_outputs(
@@ -126,7 +126,7 @@ def train_epoch(model, images, labels):
 
 def cut(model):
     """The tensor between the frozen part and the trained one."""
-    return model.get_layer(mobilenetv2.CUT).output
+    return model.get_layer(choices.UPPER.cut).output
 
 
 WAYS = {
@@ -141,45 +141,58 @@ WAYS = {
 
 def measure(way, count, size):
     """Measure one way in this process, and print the result."""
-    (data, _), model = mobilenetv2.images_and_model(size)
-    images, labels = data[0][:count], data[1][:count, 0]
+    transfer.keep_memory()
+    (X, labels), _ = transfer.cifar10()
+    model, _ = choices.build(choices.UPPER._replace(size=size))
     throughput = WAYS[way](
-        model, images, np.eye(10, dtype="float32")[labels])
+        model, X[:count], np.eye(10, dtype="float32")[labels[:count, 0]])
     print(json.dumps({
         "images_per_second": throughput,
         "peak_memory_bytes": runs.machine().get("peak_memory_bytes", 0)}))
 
 
+def measure_in_a_process(way, args):
+    """Measure one way in a process of its own; return the result."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--way", way, "--images",
+         str(args.images), "--size", str(args.size)],
+        stdout=subprocess.PIPE, text=True)
+    if done.returncode < 0:
+        sys.exit(f"{way}: its process was killed by signal "
+                 f"{-done.returncode}; 9 may mean: out of memory")
+    if done.returncode:
+        sys.exit(done.returncode)  # it has said why
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def run(args):
-    """Run each way in its own process; print and write the results."""
-    rows = {}
-    for way in WAYS:
-        done = subprocess.run(
-            [sys.executable, __file__, "--way", way, "--images",
-             str(args.images), "--size", str(args.size)],
-            stdout=subprocess.PIPE, text=True)
-        if done.returncode < 0:
-            sys.exit(f"{way}: its process was killed by signal "
-                     f"{-done.returncode}; 9 may mean: out of memory")
-        if done.returncode:
-            sys.exit(done.returncode)  # it has said why
-        rows[way] = row = json.loads(done.stdout.splitlines()[-1])
-        print(f"{way:>36} {row['images_per_second']:8.1f} images/s "
-              f"{row['peak_memory_bytes'] / 2 ** 30:6.2f} GiB", flush=True)
+    """Let all ways take turns; print and write the results."""
+    ways = {way: {"images_per_second": [], "peak_memory_bytes": []}
+            for way in WAYS}
+    for repetition in range(REPETITIONS):
+        print(f"repetition {repetition + 1} of {REPETITIONS}", flush=True)
+        for way, measured in ways.items():
+            for key, value in measure_in_a_process(way, args).items():
+                measured[key].append(value)
+    for way, measured in ways.items():
+        speeds = measured["images_per_second"]
+        print(f"{way:>36} {statistics.median(speeds):6.0f} images/s "
+              f"({min(speeds):.0f} to {max(speeds):.0f}), "
+              f"{max(measured['peak_memory_bytes']) / 2 ** 30:.2f} GiB")
     machine = runs.machine()
     del machine["peak_memory_bytes"]  # this process only waits
     print(f"{args.images:,} images at {args.size} pixels on "
           f"{machine['processor']}, {machine['cores']} cores, "
           f"{machine['memory_bytes'] / 2 ** 30:.0f} GiB")
     runs.write(args.json, {"images": args.images, "size": args.size,
-                           "machine": machine, "ways": rows})
+                           "machine": machine, "ways": ways})
 
 
 def main():
     """Read the command line; measure one way, or run all."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--size", type=int, default=mobilenetv2.SIZE)
+    parser.add_argument("--size", type=int, default=choices.UPPER.size)
     parser.add_argument("--json", metavar="FILE", default=os.path.join(
         HERE, os.pardir, "results", "cifar10", "frozen_once.json"))
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)

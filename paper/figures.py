@@ -9,7 +9,6 @@ the SHA-256 of the data that it shows, as the text "data-sha256".
 import argparse
 import base64
 import functools
-import glob
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ import sys
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -26,8 +26,8 @@ report = __import__("report")
 
 RESULTS = os.path.join(ROOT, "results")
 WIDTH = 7.0     # inches: at half their width, a README's column
-IMAGES = 10000  # in a pass
-BLUE, ORANGE, *_, SKY = report.COLOURS
+BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = report.COLOURS
+GREY = "#666666"
 
 
 def record(*path):
@@ -39,27 +39,42 @@ def record(*path):
     return content
 
 
+def slug(name):
+    """Return the name of a row as it is in file names."""
+    return "-".join(name.replace(",", "").split())
+
+
 @functools.lru_cache(None)  # the files are read once
 def rows():
-    """Read the rows of the ablation.
+    """Read the rows of benchmarks/choices.py, in its order.
 
     Returns: {row: its records, one for each seed}
-    Raises OSError if the ablation isn't finished.
+    Raises OSError if the run isn't finished.
     """
-    if not record("ablation", "run.json")["finished"]:
-        raise OSError("results/ablation isn't complete: run "
-                      "benchmarks/ablation.py")
-    seeds = {}
-    for path in sorted(glob.glob(os.path.join(
-            RESULTS, "ablation", "*-[0-9].json"))):
-        seed = record("ablation", os.path.basename(path))
-        seeds.setdefault(seed["row"], []).append(seed)
-    return seeds
+    run = record("choices", "run.json")
+    if not run["finished"]:
+        raise OSError("results/choices isn't complete: run "
+                      "benchmarks/choices.py")
+    return {name: [record("choices", f"{slug(name)}-{seed}.json")
+                   for seed in range(fields[0])]
+            for name, fields in run["arguments"].items()
+            if isinstance(fields, list)}
 
 
 def accuracies(seeds):
     """Return the validation accuracies of a row's seeds, in %."""
     return [100 * seed["val_accuracy"] for seed in seeds]
+
+
+def timed_parts(seed):
+    """Return what was timed in a training: its frozen pass and its epochs.
+
+    Returns: a list of (seconds, the part's record)
+    """
+    frozen, head = seed.get("frozen_pass"), seed.get("head", {"history": []})
+    return [(epoch["training_seconds"], epoch)
+            for epoch in head["history"] + seed["history"]] + (
+        [(frozen["seconds"] * frozen["share"], frozen)] if frozen else [])
 
 
 @functools.lru_cache(None)
@@ -71,32 +86,32 @@ def throughputs():
     measurements = {}
     for seeds in rows().values():
         for seed in seeds:
-            for part in (seed["frozen_pass"], *seed["history"]):
+            for _, part in timed_parts(seed):
                 measurements.setdefault(part["process"], set()).add(
                     part["predict_images_per_second"])
     return {process: statistics.median(values)
             for process, values in measurements.items()}
 
 
-def cost(seeds):
-    """Return the cost of a row in passes, the mean of its seeds."""
-    def images(seed):
-        """Return how many images predict does in the same time."""
-        once = seed["frozen_pass"]
-        return (once["seconds"] * seed["share_of_pass"]
-                * throughputs()[once["process"]]
-                + sum(epoch["training_seconds"]
-                      * throughputs()[epoch["process"]]
-                      for epoch in seed["history"]))
+def costs(seeds):
+    """Return the cost of each of a row's seeds, in passes.
 
-    return statistics.mean(map(images, seeds)) / IMAGES
+    A pass: predict sends the row's training images through the whole base.
+    """
+    return [sum(seconds * throughputs()[part["process"]]
+                for seconds, part in timed_parts(seed)) / seed["images"]
+            for seed in seeds]
 
 
-def history(seeds):
-    """Return a row's accuracies by epoch, the mean of its seeds."""
-    return [{key: statistics.mean(epoch[key] for epoch in epochs)
-             for key in ("accuracy", "val_accuracy")}
-            for epochs in zip(*(seed["history"] for seed in seeds))]
+def multiply_adds(seeds):
+    """Return a row's billions of multiply-adds for each training image."""
+    return seeds[0]["multiply_adds"] / seeds[0]["images"] / 1e9
+
+
+def mean_and_deviation(values):
+    """Return mean and sample standard deviation (0 for a single value)."""
+    return [statistics.mean(values),
+            statistics.stdev(values) if len(values) > 1 else 0]
 
 
 def digest(data):
@@ -105,111 +120,185 @@ def digest(data):
         data, sort_keys=True).encode()).hexdigest()
 
 
-# The rows by the depth of their cut
-DEPTHS = ("cut after block 2", "cut after block 5", "upper half",
-          "cut after block 12", "cut after block 15",
-          "linear head, mirrored")
-LOW = 80                # accuracies below are drawn in the lower panel, in %
-LINES = ("depth of the cut", "size of the images", "epochs")
-# Offsets, in points, of labels in the first plot that would cover others
-OFFSETS = {"cut after block 12": (-7, 3), "cut after block 15": (-7, 3),
-           "cut after block 2": (-4, -14), "6 epochs": (4, -14),
-           "size 160": (2, 7), "upper half, not mirrored": (-7, 3),
-           "stored as float32": (2, 14),
-           "random weights, lower half frozen": (6, 2)}
-# The rows of each series, with the label of each point
-SERIES = {
-    "all frozen, a new head trained": {
-        "linear head": "linear", "hidden layer": "hidden layer",
-        "linear head, mirrored": "linear, mirrored",
-        "hidden layer, mirrored": "hidden layer, mirrored"},
-    "depth of the cut": {
-        "cut after block 15": "block 15", "cut after block 12": "block 12",
-        "upper half": "", "cut after block 5": "block 5",
-        "cut after block 2": "block 2"},
-    "size of the images": {
-        "size 96": "96 pixels", "upper half": "",
-        "size 160": "160 pixels"},
-    "epochs": {"1 epoch": "1 epoch", "2 epochs": "2 epochs",
-               "upper half": "", "6 epochs": "6 epochs"},
-    "BatchNorm": {
-        "BatchNorm momentum 0.999": "BatchNorm's momentum 0.999",
-        "BatchNorm frozen": "BatchNorm frozen",
-        "BatchNorm frozen, rate 2e-4": "BatchNorm frozen, rate 0.0002"},
-    "controls": {
-        "upper half, not mirrored": "not mirrored",
-        "stored as float32": "stored as float32",
-        "random weights, lower half frozen": "random weights, half frozen",
-        "random weights, all trained, 1 epoch": "random weights"},
-}
+# Figure 1: accuracy against cost
+
+# {marker: (words in a row's name, what the legend says)}; the first that fits
+MARKERS = {
+    "o": (("head", "hidden"), "new head only"),
+    "s": (("upper half",), "upper half trained"),
+    "D": (("cut",), "cut elsewhere"),
+    "^": (("size",), "other sizes"),
+    "X": (("anew",), "crops computed anew"),
+    "v": (("epoch",), "other numbers of epochs"),
+    "P": (("BatchNorm",), "BatchNorm otherwise"),
+    "d": (("stored",), "stored as float32"),
+    "*": (("random", "scratch"), "no ImageNet weights")}
+# {base: (colour, what the legend says)}; None: without ImageNet's weights
+BASES = {
+    "EfficientNetV2B0": (BLUE, "EfficientNetV2-B0"),
+    "MobileNetV2": (ORANGE, "MobileNetV2"),
+    "DenseNet121": (GREEN, "DenseNet121"),
+    None: (PINK, "random weights")}
+# {row: (label, offset in points)}
+LABELS = {
+    "linear head": ("linear head", (3, -13)),
+    "hidden layer": ("hidden layer", (2, 8)),
+    "1 epoch": ("1 epoch", (3, -13)),
+    "cut after block 6d, rate 2e-3": ("cut after block 6d", (-5, 8)),
+    "size 96": ("96 pixels", (3, 7)),
+    "size 160": ("160 pixels", (-4, 7)),
+    "MobileNetV2 upper half": ("MobileNetV2's upper half", (8, -2)),
+    "DenseNet121 upper half, rate 2e-3": ("DenseNet121's upper half",
+                                          (7, -4)),
+    "BatchNorm momentum 0.999": ("BatchNorm's momentum 0.999", (7, -9)),
+    "images anew, 5 epochs": ("crops, 5 epochs", (-1, 12)),
+    "from scratch, rate 3e-3": ("ResNet-9 from scratch", (6, 6)),
+    "random weights, lower half frozen": ("half of it random and frozen",
+                                          (7, -4))}
+CHANCE = 10     # %
+TICKS = (10, 30, 50, 60, 70, 75, 80, 85, 88, 90, 92, 94)
 
 
 def cost_data():
-    """Return cost, accuracy and its deviation (None for a single seed)."""
-    records = [seed for seeds in rows().values() for seed in seeds]
-    ways = record("cifar10", "frozen_once.json")["ways"]
-    predict, fit = (ways[way]["images_per_second"] for way in (
-        "predict, whole base", "fit, upper half trained, from images"))
-    return {"anew": rows()["upper half"][0]["epochs"] * predict / fit,
-            "points": {name: [
-                cost(seeds), statistics.mean(accuracies(seeds)),
-                statistics.stdev(accuracies(seeds)) if len(seeds) > 1
-                else None] for name, seeds in rows().items()},
-            "speed": statistics.median(throughputs().values()),
-            "machine": report.processors(records)}
+    """Return each row's cost, accuracy and multiply-adds.
+
+    Left out are rows that are trained on other numbers of images.
+    """
+    upper = rows()["upper half"][0]
+    points = {name: {
+        "passes": mean_and_deviation(costs(seeds)),
+        "multiply-adds": [multiply_adds(seeds), 0],
+        "accuracy": mean_and_deviation(accuracies(seeds)),
+        "base": seeds[0]["weights"] and seeds[0]["base"]}
+        for name, seeds in rows().items()
+        if seeds[0]["images"] == upper["images"]}
+    return {"points": points, "images": upper["images"]}
 
 
-def draw_point(panel, x, y, deviation, marker, colour):
-    """Draw a row with a bar for its deviation; hollow for a single seed."""
-    panel.errorbar(x, y, deviation, fmt=marker, color=colour, markersize=6,
-                   markerfacecolor=colour if deviation else "white",
-                   elinewidth=1)
+def frontier(points, cost):
+    """Return the rows to which no cheaper one is at least as accurate."""
+    best, names = 0, []
+    for name in sorted(points, key=lambda name: (
+            points[name][cost][0], -points[name]["accuracy"][0])):
+        if points[name]["accuracy"][0] > best:
+            best = points[name]["accuracy"][0]
+            names.append(name)
+    return names
+
+
+def marker_of(name):
+    """Return a row's marker in Figure 1."""
+    return next(marker for marker, (words, _) in MARKERS.items()
+                if any(word in name for word in words))
 
 
 def draw_cost(data):
-    """Draw accuracy against cost; rows that fail are in a lower panel."""
-    figure = Figure((WIDTH, 6.6), layout="constrained")
-    high, low = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1.3])
+    """Draw accuracy against passes and multiply-adds.
+
+    Accuracy has a logarithmic scale of errors: from 90 to 95 % is as far as
+    from 80 to 90 %.
+    """
+    figure = Figure((WIDTH, 8.6), layout="constrained")
+    panels = figure.subplots(2, 1, height_ratios=[1.6, 1])
     points = data["points"]
-    for (series, names), colour, marker in zip(
-            SERIES.items(), report.COLOURS, "osD^vP"):
-        high.plot([], [], marker, color=colour, label=series)
-        if series in LINES:
-            high.plot(*zip(*(points[name][:2] for name in names)),
-                      color=colour, linewidth=0.8)
-        for name, label in names.items():
-            x, y, deviation = points[name]
-            panel = high if y > LOW else low
-            draw_point(panel, x, y, deviation, marker, colour)
-            offset = OFFSETS.get(name, (6, -9))
-            panel.annotate(
-                label, (x, y), textcoords="offset points", xytext=offset,
-                ha="left" if offset[0] > 0 else "right", fontsize=8)
-    x, y, _ = points["upper half"]
-    # Only the cost of these epochs is measured; the accuracy is the star's.
-    high.plot([x, data["anew"]], [y, y], "x:", color="black", markersize=6)
-    high.annotate("images anew in each epoch", (data["anew"], y),
-                  textcoords="offset points", xytext=(6, -9), fontsize=8)
-    high.plot(x, y, "*", color="black", markersize=15)
-    high.annotate("upper half", (x, y), textcoords="offset points",
-                  xytext=(-9, 6), ha="right", fontsize=9, weight="bold")
-    accuracy = [y for _, y, _ in points.values()]
-    high.set_ylim(min(y for y in accuracy if y > LOW) - 1,
-                  max(accuracy) + 0.7)
-    low.set_ylim(0, LOW)
-    high.set_xlim(0, 1.1 * max(x for x, _, _ in points.values()))
-    high.set_ylabel("held-out accuracy, %")
-    low.set_ylabel("held-out, %")
-    low.set_xlabel(f"cost, in passes of predict over {IMAGES:,} images")
-    minutes = IMAGES / data["speed"] / 60
-    high.secondary_xaxis("top", functions=(
-        lambda x: x * minutes, lambda x: x / minutes)).set_xlabel(
-            f"minutes on {data['machine']}")
-    for panel in high, low:
+    for panel, cost, label in zip(panels, ("passes", "multiply-adds"), (
+            f"cost, in passes of the {data['images']:,} images through the "
+            "whole base",
+            "cost, in billions of multiply-adds for each training image")):
+        panel.axhline(100 - CHANCE, color=GREY, linestyle=":")
+        line = [[points[name][key][0] for name in frontier(points, cost)]
+                for key in (cost, "accuracy")]
+        panel.step(line[0], [100 - y for y in line[1]], where="post",
+                   color=GREY, linewidth=1)
+        # The star comes last, on top of all others.
+        for name in sorted(points, key="upper half".__eq__):
+            (x, dx), (y, dy) = (points[name][key]
+                                for key in (cost, "accuracy"))
+            colour, marker = BASES[points[name]["base"]][0], marker_of(name)
+            star = name == "upper half"
+            panel.errorbar(
+                x, 100 - y, dy, dx, fmt="*" if star else marker,
+                color="black" if star else colour, elinewidth=0.8,
+                markersize=16 if star else 9 if marker == "*" else 6,
+                zorder=10 if star else 3)
+        panel.set_yscale("log")
+        panel.set_ylim(97, 0.85 * (100 - max(
+            point["accuracy"][0] for point in points.values())))
+        panel.set_yticks([100 - tick for tick in TICKS], TICKS)
+        panel.set_yticks([], minor=True)
+        panel.set_xlim(0, 1.03 * max(
+            point[cost][0] for point in points.values()))
+        panel.set_xlabel(label)
+        panel.set_ylabel("validation accuracy, %")
         panel.grid(alpha=0.3)
-    high.legend(loc="lower right", fontsize=8)
+    for name, (label, offset) in LABELS.items():
+        panels[0].annotate(
+            label, (points[name]["passes"][0],
+                    100 - points[name]["accuracy"][0]),
+            textcoords="offset points", xytext=offset, fontsize=9,
+            ha="left" if offset[0] > 0 else "right")
+    panels[0].annotate(
+        "chance", (0, 100 - CHANCE), textcoords="offset points",
+        xytext=(4, 3), fontsize=9, color=GREY)
+    figure.legend(handles=[
+        Line2D([], [], linestyle="", marker="*", color="black",
+               markersize=14, label="the recipe: upper half, 3 epochs"),
+        Line2D([], [], color=GREY, label="no cheaper one is as good"),
+        *(Line2D([], [], linestyle="", marker="o", color=colour, label=label)
+          for colour, label in BASES.values()),
+        *(Line2D([], [], linestyle="", marker=marker, color=GREY,
+                 markerfacecolor="white", label=label)
+          for marker, (_, label) in MARKERS.items())],
+        loc="outside lower center", ncols=3, fontsize=9)
+    figure.suptitle("The base sets the level; training its upper half adds "
+                    "to it", fontsize=12)
     return figure
 
+
+# Figure 2: the mechanism
+
+def mechanism_data():
+    """Return where the network is cut, and at which size."""
+    upper = rows()["upper half"][0]
+    return {key: upper[key] for key in ("cut", "size")}
+
+
+def draw_mechanism(data):
+    """Draw the way of the images: frozen half, disk, trained half."""
+    figure = Figure((WIDTH, 2.6), layout="constrained")
+    figure.suptitle("The frozen half runs once", fontsize=12)
+    panel = figure.subplots()
+    block = data["cut"].replace("block", "").replace("_add", "")
+    boxes = [
+        ("images\nand mirror\nimages", "white"),
+        (f"frozen half\n\nscaled up to {data['size']} pixels,\n"
+         f"blocks 1 to {block},\nas ImageNet\nleft them", SKY),
+        ("disk\n\nits outputs,\n16-bit floats", "#DDDDDD"),
+        (f"trained half\n\nblocks above {block}\nand a new head", YELLOW),
+        ("ten\nprobabilities", "white")]
+    widths = 1.1, 2.1, 1.4, 1.8, 1.3
+    left = 0
+    for i, ((words, colour), width) in enumerate(zip(boxes, widths)):
+        panel.text(left + width / 2, 0.5, words, ha="center", va="center",
+                   fontsize=9)
+        panel.fill_between([left, left + width], 0, 1, facecolor=colour,
+                           edgecolor="black")
+        if i:
+            panel.annotate("", (left, 0.5), (left - 0.4, 0.5), arrowprops={
+                "arrowstyle": "-|>", "color": "black"})
+        left += width + 0.4
+    for start, end, words in ((0, 5.4, "once"), (5.8, 9.3, "every epoch")):
+        panel.annotate("", (start, 1.15), (end, 1.15), arrowprops={
+            "arrowstyle": "<->", "color": GREY})
+        panel.text((start + end) / 2, 1.22, words, ha="center", fontsize=10,
+                   weight="bold")
+    panel.set_ylim(-0.05, 1.45)
+    panel.set_xlim(-0.05, left - 0.35)
+    panel.axis("off")
+    return figure
+
+
+# Figure 3: examples
 
 def pixels(image):
     """Decode an image from the text that answers.py made of it."""
@@ -232,80 +321,181 @@ def examples_data():
 
 def draw_examples(data):
     """Draw the images as the network sees them: 32 pixels, scaled up."""
-    figure = Figure((WIDTH, 6.2), layout="constrained")
-    panels = figure.subplots(4, 5).ravel()
-    for panel, image in zip(panels, data["right"] + data["wrong"]):
-        truth, predicted = (data["classes"][image[key]]
-                            for key in ("truth", "answer"))
-        title = f"{predicted}, {100 * image['probability']:.0f} %"
-        if truth == predicted:
-            show(panel, image, title)
-        else:
-            show(panel, image, f"{title}\ntrue: {truth}", ORANGE)
+    figure = Figure((WIDTH, 6.6), layout="constrained")
+    for part, key in zip(figure.subfigures(2, 1, height_ratios=[1, 1.17]),
+                         ("right", "wrong")):
+        part.suptitle(key, fontsize=12, weight="bold")
+        for panel, image in zip(part.subplots(2, 5).ravel(), data[key]):
+            truth, predicted = (data["classes"][image[key]]
+                                for key in ("truth", "answer"))
+            title = f"{predicted}, {100 * image['probability']:.0f} %"
+            if truth == predicted:
+                show(panel, image, title)
+            else:
+                show(panel, image, f"{title}\ntrue: {truth}", ORANGE)
     return figure
 
 
-# {title of a panel of learning curves: row}
-CURVES = {
-    "linear head": "linear head",
-    "hidden layer, mirrored": "hidden layer, mirrored",
-    "upper half": "upper half",
-    "upper half, 6 epochs": "6 epochs"}
-BATCHNORM = {
-    "BatchNorm trained, momentum 0.9": "upper half",
-    "BatchNorm trained, momentum 0.999": "BatchNorm momentum 0.999",
-    "BatchNorm frozen, learning rate 0.001": "BatchNorm frozen",
-    "BatchNorm frozen, learning rate 0.0002": "BatchNorm frozen, rate 2e-4"}
+# Figure 4: BatchNorm
+
+MOMENTA = {"momentum 0.9": "upper half",
+           "momentum 0.99": "BatchNorm momentum 0.99",
+           "momentum 0.999": "BatchNorm momentum 0.999"}
+INFERENCE = {f"rate {rate}": f"BatchNorm in inference mode, rate {rate}"
+             for rate in ("1e-5", "1e-4", "2e-4", "1e-3")}
 
 
-def curves_data(names):
-    """Return the accuracies by epoch of some rows."""
-    return {title: history(rows()[name]) for title, name in names.items()}
+def batchnorm_data():
+    """Return the accuracies by epoch of each seed, and those made anew."""
+    return {title: [{
+        "accuracies": [[epoch[key] for key in ("accuracy", "val_accuracy")]
+                       for epoch in seed["history"]],
+        "anew": seed.get("val_accuracy_averages_anew")}
+        for seed in rows()[name]]
+        for title, name in {**MOMENTA, **INFERENCE}.items()}
 
 
-def draw_curves(data):
-    """Draw training and validation accuracy, epoch by epoch."""
-    figure = Figure((WIDTH, 5.2), layout="constrained")
-    panels = figure.subplots(2, 2, sharey=True).ravel()
-    for panel, (title, epochs) in zip(panels, data.items()):
-        report.show_history(panel, epochs, "held out")
+def draw_batchnorm(data):
+    """Draw the accuracies of each seed, epoch by epoch."""
+    figure = Figure((WIDTH, 6.0), layout="constrained")
+    figure.suptitle("Training looks the same at all momentums; only "
+                    "validation tells", fontsize=12)
+    above, below = figure.subfigures(2, 1)
+    above.suptitle("batch statistics, by momentum", fontsize=11)
+    below.suptitle("inference mode, by learning rate", fontsize=11)
+    panels = [*above.subplots(1, len(MOMENTA)),
+              *below.subplots(1, len(INFERENCE))]
+    lowest = min(min(accuracy) for seeds in data.values() for seed in seeds
+                 for accuracy in seed["accuracies"])
+    for panel, (title, seeds) in zip(panels, data.items()):
+        for seed in seeds:
+            accuracy = 100 * np.array(seed["accuracies"])
+            epochs = np.arange(1, len(accuracy) + 1)
+            panel.plot(epochs, accuracy[:, 0], "s--", color=ORANGE,
+                       markersize=3, linewidth=1)
+            panel.plot(epochs, accuracy[:, 1], "o-", color=BLUE,
+                       markersize=4, linewidth=1.2)
+            if seed["anew"]:
+                panel.plot(len(epochs), 100 * seed["anew"], "*",
+                           color="black", markersize=9, zorder=5)
         panel.set_title(title, fontsize=10)
-    panels[0].legend(fontsize=9, loc="lower right")
+        panel.set_ylim(100 * lowest - 1, 101)
+        panel.set_xticks(epochs)
+        panel.set_xlabel("epoch")
+        panel.grid(alpha=0.3)
+    for i in 0, len(MOMENTA):
+        panels[i].set_ylabel("accuracy, %")
+    figure.legend(handles=[
+        Line2D([], [], linestyle="--", marker="s", color=ORANGE,
+               markersize=3, label="training"),
+        Line2D([], [], marker="o", color=BLUE, markersize=4,
+               label="validation, a line for each seed"),
+        Line2D([], [], linestyle="", marker="*", color="black", markersize=9,
+               label="averages estimated anew")],
+        loc="outside lower center", ncols=3, fontsize=9)
     return figure
+
+
+# Figure 5: depth
+
+RATES = {"5e-4": SKY, "1e-3": BLUE, "2e-3": ORANGE}
+CUTS = "3b", "5c", "6d"
 
 
 def depth_data():
-    """Return accuracy and cost by depth of the cut."""
-    return [{"frozen": rows()[name][0]["frozen_convolutions"],
-             "seeds": len(rows()[name]), "passes": cost(rows()[name]),
-             "accuracy": statistics.mean(accuracies(rows()[name]))}
-            for name in DEPTHS]
+    """Return accuracy and cost of each cut, lowest first, for each rate."""
+    names = {rate: [f"cut after block {cut}, rate {rate}" for cut in CUTS]
+             for rate in RATES}
+    names["1e-3"][1] = "upper half"
+    names["head"] = ["linear head, mirrored"]
+    return {rate: [{
+        "accuracy": mean_and_deviation(accuracies(rows()[name])),
+        "passes": mean_and_deviation(costs(rows()[name]))} for name in some]
+        for rate, some in names.items()}
 
 
 def draw_depth(data):
-    """Draw accuracy and cost by the number of frozen convolutions."""
-    figure = Figure((WIDTH, 4.4), layout="constrained")
-    panels = figure.subplots(2, 1, sharex=True)
-    for panel, key, label, colour in zip(
-            panels, ("accuracy", "passes"),
-            ("held-out accuracy, %", "cost, passes"), (BLUE, ORANGE)):
-        panel.plot([row["frozen"] for row in data],
-                   [row[key] for row in data], color=colour)
-        for row in data:
-            panel.plot(row["frozen"], row[key], "o", color=colour,
-                       markerfacecolor=colour if row["seeds"] > 1
-                       else "white")
-            panel.annotate(f"{row[key]:.1f}", (row["frozen"], row[key]),
-                           textcoords="offset points", xytext=(4, 6),
-                           fontsize=9)
+    """Draw accuracy and cost of each cut."""
+    figure = Figure((WIDTH, 5.8), layout="constrained")
+    figure.suptitle("A lower cut costs more and gains nothing that can be "
+                    "seen", fontsize=12)
+    panels = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1])
+    for panel, key, label in zip(panels, ("accuracy", "passes"), (
+            "validation accuracy, %", "cost, passes")):
+        for i, (rate, points) in enumerate(data.items()):
+            # Side by side, or their bars would cover each other
+            x = np.arange(len(points)) + (
+                0.24 * (i - 1) if rate in RATES else len(CUTS))
+            y, dy = zip(*(point[key] for point in points))
+            colour = RATES.get(rate, "black")
+            panel.errorbar(x, y, dy, fmt="o-" if rate in RATES else "D",
+                           color=colour, markersize=5, elinewidth=1,
+                           label=f"learning rate {rate}" if rate in RATES
+                           else "linear head only")
+            if key == "accuracy" or rate in ("1e-3", "head"):
+                for point, value, deviation in zip(x, y, dy):
+                    panel.annotate(
+                        f"{value:.1f}", (point, value - deviation),
+                        color=colour, textcoords="offset points", fontsize=9,
+                        xytext=(0, -7), ha="center", va="top")
         panel.set_ylabel(label)
-        panel.margins(y=0.2)
+        panel.margins(x=0.08, y=0.15)
         panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=9)
     panels[1].set_ylim(bottom=0)
-    panels[1].set_xlim(5, 56)
-    panels[1].set_xlabel("frozen convolution layers, of 52")
+    panels[1].set_xticks(range(len(CUTS) + 1), [
+        *(f"after block {cut}" for cut in CUTS), "below the head"])
+    panels[1].set_xlabel("cut")
     return figure
 
+
+# Figure 6: speed
+
+# Pairs of ways that do the same work: the usual one, and ours
+PAIRS = {
+    "a frozen pass": ("predict, frozen part", "our frozen pass"),
+    "an epoch of the upper half": (
+        "fit, upper half trained, from images", "an epoch of our training"),
+    "for comparison: through the whole base": (
+        "predict, whole base", "fit, base frozen, from images")}
+
+
+def speed_data():
+    """Return the images per second of each way, all repetitions."""
+    benchmark = record("cifar10", "frozen_once.json")
+    return {"ways": {name: way["images_per_second"]
+                     for name, way in benchmark["ways"].items()},
+            "size": benchmark["size"],
+            "machine": report.processors([benchmark])}
+
+
+def draw_speed(data):
+    """Draw a bar for each way, in pairs, with the range of repetitions."""
+    figure = Figure((WIDTH, 3.8), layout="constrained")
+    figure.suptitle("Our frozen pass and our epochs beside Keras's own",
+                    fontsize=12)
+    panel = figure.subplots()
+    for i, (work, pair) in enumerate(PAIRS.items()):
+        panel.text(0, 3 * i - 0.75, work, fontsize=10, weight="bold")
+        for j, way in enumerate(pair):
+            speeds = data["ways"][way]
+            middle = statistics.median(speeds)
+            panel.barh(3 * i + j, middle, color=BLUE if "our" in way else SKY,
+                       xerr=[[middle - min(speeds)], [max(speeds) - middle]],
+                       ecolor=GREY)
+            panel.annotate(f"{middle:.0f}", (max(speeds), 3 * i + j),
+                           textcoords="offset points", xytext=(5, 0),
+                           va="center", fontsize=9)
+    panel.set_yticks([3 * i + j for i in range(len(PAIRS)) for j in (0, 1)],
+                     [way for pair in PAIRS.values() for way in pair])
+    panel.set_ylim(3 * len(PAIRS) - 1.3, -1.4)
+    panel.margins(x=0.1)
+    panel.set_xlabel(f"images/s at {data['size']} pixels on "
+                     f"{data['machine']}")
+    return figure
+
+
+# Figure 7: confusion
 
 def confusion_data():
     """Return the confusion matrix of the test images, and the worst pairs."""
@@ -316,10 +506,16 @@ def confusion_data():
 
 def draw_confusion(data):
     """Draw which class is taken for which, and images of the worst pairs."""
-    figure = Figure((WIDTH, 11), layout="constrained")
+    figure = Figure((WIDTH, 11.4), layout="constrained")
     above, *below = figure.subfigures(
         1 + len(data["pairs"]), 1,
         height_ratios=[4] + [1] * len(data["pairs"]))
+    counts = np.array(data["confusion"])
+    cat, dog = map(data["classes"].index, ("cat", "dog"))
+    share = (counts[cat, dog] + counts[dog, cat]) / (
+        counts.sum() - np.trace(counts))
+    above.suptitle(f"Cats and dogs make {100 * share:.0f} % of the mistakes",
+                   fontsize=12)
     report.show_confusion(above, data["confusion"], data["classes"])
     for part, pair in zip(below, data["pairs"]):
         part.suptitle("{}, taken for {}".format(*(
@@ -330,39 +526,14 @@ def draw_confusion(data):
     return figure
 
 
-def speed_data():
-    """Return the images per second of each way."""
-    benchmark = record("cifar10", "frozen_once.json")
-    return {"ways": {name: way["images_per_second"]
-                     for name, way in benchmark["ways"].items()},
-            "size": benchmark["size"],
-            "machine": report.processors([benchmark])}
-
-
-def draw_speed(data):
-    """Draw a bar for each way."""
-    figure = Figure((WIDTH, 2.8), layout="constrained")
-    panel = figure.subplots()
-    names = list(data["ways"])
-    bars = panel.barh(names, list(data["ways"].values()), color=[
-        BLUE if "our" in name else SKY for name in names])
-    panel.bar_label(bars, fmt="%.0f", padding=3)
-    panel.invert_yaxis()
-    panel.margins(x=0.1)
-    panel.set_xlabel(f"images/s at {data['size']} pixels on "
-                     f"{data['machine']}")
-    return figure
-
-
 FIGURES = {
     "1-accuracy-cost.png": (cost_data, draw_cost),
-    "2-examples.png": (examples_data, draw_examples),
-    "3-curves.png": (functools.partial(curves_data, CURVES), draw_curves),
-    "4-batchnorm.png": (functools.partial(curves_data, BATCHNORM),
-                        draw_curves),
+    "2-mechanism.png": (mechanism_data, draw_mechanism),
+    "3-examples.png": (examples_data, draw_examples),
+    "4-batchnorm.png": (batchnorm_data, draw_batchnorm),
     "5-depth.png": (depth_data, draw_depth),
-    "6-confusion.png": (confusion_data, draw_confusion),
-    "7-speed.png": (speed_data, draw_speed),
+    "6-speed.png": (speed_data, draw_speed),
+    "7-confusion.png": (confusion_data, draw_confusion),
 }
 
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Turn paper/README.md into paper/publish.html, to be pasted elsewhere.
 
-    paper/publish.py
+    paper/publish.py --code URL
 
-Medium and LinkedIn accept headings, lists, images and preformatted text from
-a page that is open in a browser, but no tables and no links into a folder. So
-tables become preformatted text, and such links become plain words. Images
-have to be uploaded by hand: the page names the file at each place, in order.
+URL is where the repository is published: links into it then lead there. Medium
+and LinkedIn accept headings, lists, images and preformatted text from a page
+that is open in a browser, but no tables, which become preformatted text.
+Images have to be uploaded by hand: the page names the file at each place, in
+order. Without --code the links lead into this folder, and the page says so.
 """
 import argparse
 import itertools
@@ -19,6 +20,12 @@ import markdown
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 runs = __import__("runs")
+
+DRAFT = """\
+*Not ready to be published: links to the code lead into this folder. Write this
+page anew with `paper/publish.py --code URL`.*
+
+"""
 
 
 def without_comments(text):
@@ -41,9 +48,16 @@ def without_tables(text):
         table[0].splitlines()) + "\n```\n", text, flags=re.M)
 
 
-def without_local_links(text):
-    """Turn links into the repository into their words."""
-    return re.sub(r"(?<!!)\[([^]]+)\]\((?!https?:)[^)]*\)", r"\1", text)
+def link_to_code(text, code):
+    """Let links into the repository lead to where it is published."""
+    def published(link):
+        """Return one of them, which was relative to this folder."""
+        path, hash_sign, heading = link[2].partition("#")
+        path = os.path.normpath(os.path.join("paper", path or "README.md"))
+        return f"{link[1]}({code.rstrip('/')}/{path}{hash_sign}{heading})"
+
+    return re.sub(r"((?<!!)\[[^]]+\])\((?!https?:)([^)]*)\)", published,
+                  text)
 
 
 def name_images(html):
@@ -54,12 +68,15 @@ def name_images(html):
         f"{image[0]}<br>(image {next(numbers)}: {image[1]})", html)
 
 
-def page(text):
-    """Turn the paper's Markdown into a page."""
+def page(text, code=None):
+    """Turn the paper's Markdown into a page.
+
+    code: where the repository is published, or None
+    """
     title = text.splitlines()[0].lstrip("# ")
-    body = markdown.markdown(
-        without_local_links(without_tables(without_comments(text))),
-        extensions=["fenced_code"])
+    text = without_tables(without_comments(text))
+    text = link_to_code(text, code) if code else DRAFT + text
+    body = markdown.markdown(text, extensions=["fenced_code"])
     return ("<!DOCTYPE html>\n<html lang=\"en\"><meta charset=\"utf-8\">\n"
             f"<title>{title}</title>\n<body style=\"max-width: 700px\">\n"
             f"{name_images(body)}\n</body></html>\n")
@@ -67,11 +84,17 @@ def page(text):
 
 def main():
     """Write publish.html."""
-    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--code", metavar="URL", help="where the repository "
+                        "is published, up to the folder of README.md")
+    code = parser.parse_args().code
+    if code is not None and not re.match(r"https?://[^/\s]+\S*$", code):
+        parser.error(f"--code is {code!r}, expected an address such as "
+                     "https://github.com/NAME/REPOSITORY/blob/main")
     try:
         with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
-            text = file.read()
-        runs.write(os.path.join(HERE, "publish.html"), page(text).encode())
+            html = page(file.read(), code)
+        runs.write(os.path.join(HERE, "publish.html"), html.encode())
     except OSError as error:
         sys.exit(str(error))
     print("publish.html")

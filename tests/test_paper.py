@@ -40,22 +40,23 @@ def load(*path):
 
 
 def row(name):
-    """Read a row of the ablation, a record for each seed."""
+    """Read a row of benchmarks/choices.py, a record for each seed."""
     return [json.loads(read(path)) for path in sorted(glob.glob(
-        f"{ROOT}/results/ablation/{fill_in.slug(name)}-[0-9].json"))]
+        f"{ROOT}/results/choices/{figures.slug(name)}-[0-9].json"))]
 
 
 # Records
 
 def test_the_records_are_those_of_today_s_scripts():
-    import ablation  # loads TensorFlow
-    transfer = ablation.transfer
-    made = load("ablation", "run.json")
+    import choices  # loads TensorFlow
+    transfer = choices.transfer
+    made = load("choices", "run.json")
     assert made["finished"] and made["arguments"] == json.loads(json.dumps({
-        "images": ablation.IMAGES, "held out": ablation.VALIDATION_IMAGES,
-        **{name: list(each) for name, each in ablation.ROWS.items()}}))
-    assert set(figures.rows()) == set(ablation.ROWS)
-    for name, each in ablation.ROWS.items():
+        "images": choices.IMAGES,
+        "validation images": choices.VALIDATION_IMAGES,
+        **{name: list(each) for name, each in choices.ROWS.items()}}))
+    assert list(figures.rows()) == list(choices.ROWS)
+    for name, each in choices.ROWS.items():
         assert [seed["seed"] for seed in row(name)] == list(range(each.seeds))
         for seed in row(name):
             assert {key: seed[key] for key in each._fields} == each._asdict()
@@ -70,6 +71,27 @@ def test_the_records_are_those_of_today_s_scripts():
                     transfer.SIZE, transfer.EPOCHS, i)
 
 
+def test_the_records_of_the_speeds_are_those_of_today_s_script():
+    import frozen_once  # loads TensorFlow
+    made = load("cifar10", "frozen_once.json")
+    assert made["size"] == frozen_once.choices.UPPER.size
+    assert list(made["ways"]) == list(frozen_once.WAYS)
+    for way in made["ways"].values():
+        assert [len(values) for values in way.values()] == [
+            frozen_once.REPETITIONS] * 2
+
+
+def test_the_momentum_changes_nothing_but_the_averages():
+    for seeds in zip(*(row(name) for name in (
+            "upper half", "BatchNorm momentum 0.99",
+            "BatchNorm momentum 0.999"))):
+        for key in "accuracy", "loss":
+            assert len({tuple(epoch[key] for epoch in seed["history"])
+                        for seed in seeds}) == 1
+        assert len({seed["weights_sha256"] for seed in seeds}) == 1
+        assert seeds[2]["val_accuracy"] < seeds[0]["val_accuracy"] - 0.01
+
+
 # Figures, computed a second time
 
 def accuracies(name, key="val_accuracy"):
@@ -77,35 +99,45 @@ def accuracies(name, key="val_accuracy"):
     return 100 * np.array([seed["history"][-1][key] for seed in row(name)])
 
 
+def parts(seed):
+    """Return what was timed in a training, with its seconds.
+
+    Of the 15,000 images of a frozen pass, 5,000 are to validate on; if they
+    aren't mirrored, 5,000 others aren't used.
+    """
+    timed = [(epoch["training_seconds"], epoch) for epoch in seed["history"]]
+    if "head" in seed:
+        timed += [(epoch["training_seconds"], epoch)
+                  for epoch in seed["head"]["history"]]
+    if "frozen_pass" in seed:
+        share = {"image": 1 / 3, "mirror": 2 / 3}[seed["views"]]
+        timed.append((seed["frozen_pass"]["seconds"] * share,
+                      seed["frozen_pass"]))
+    return timed
+
+
 def throughputs():
     """Return {process: the median throughput of predict in it}."""
-    parts = [part for name in figures.rows() for seed in row(name)
-             for part in [seed["frozen_pass"], *seed["history"]]]
+    everything = [part for name in figures.rows() for seed in row(name)
+                  for _, part in parts(seed)]
     return {process: np.median(list({
-        part["predict_images_per_second"] for part in parts
+        part["predict_images_per_second"] for part in everything
         if part["process"] == process}))
-        for process in {part["process"] for part in parts}}
+        for process in {part["process"] for part in everything}}
 
 
 def passes(name):
-    """Return the cost of a row, in passes.
-
-    Of the 25,000 images that went through, 5,000 were held out; if they
-    weren't mirrored, 10,000 others went through twice.
-    """
+    """Return the costs of a row's seeds, in passes of its images."""
     per_second = throughputs()
-    return np.mean([
-        seed["frozen_pass"]["seconds"] * (0.8 if seed["mirror"] else 0.4)
-        * per_second[seed["frozen_pass"]["process"]] / 10000
-        + sum(epoch["training_seconds"] * per_second[epoch["process"]]
-              for epoch in seed["history"]) / 10000
-        for seed in row(name)])
+    return np.array([sum(
+        seconds * per_second[part["process"]] for seconds, part in parts(seed)
+        ) / seed["images"] for seed in row(name)])
 
 
 def seconds(way):
-    """Return the time of a way for an image, in passes."""
+    """Return the times of a way for an image, in passes."""
     ways = load("cifar10", "frozen_once.json")["ways"]
-    return (ways["predict, whole base"]["images_per_second"]
+    return (np.array(ways["predict, whole base"]["images_per_second"])
             / ways[way]["images_per_second"])
 
 
@@ -167,11 +199,22 @@ def headlines():
             load("cifar10", "answers.json")["confusion"]),
         "accuracy:upper-half": upper,
         "gain:upper-half/linear-head-mirrored": upper - head,
-        "removed:upper-half/linear-head-mirrored":
-            100 * (upper - head) / (100 - head),
-        "seconds:pass": 10000 / np.median(list(throughputs().values())),
-        "passes:ours": ours, "passes:fit/ours":
-            4 * seconds("fit, upper half trained, from images") / ours,
+        "gain:upper-half/hidden-layer-mirrored":
+            upper - accuracies("hidden layer, mirrored").mean(),
+        "accuracy-deviation:upper-half": accuracies("upper half").std(ddof=1),
+        "cost:upper-half": passes("upper half").mean(),
+        "times:upper-half/linear-head-mirrored":
+            passes("upper half").mean()
+            / passes("linear head, mirrored").mean(),
+        "anew:BatchNorm-momentum-0.999": 100 * np.mean([
+            seed["val_accuracy_averages_anew"]
+            for seed in row("BatchNorm momentum 0.999")]),
+        "visible": 1.989 * math.sqrt(2 / 3 * np.mean([
+            accuracies(name).var(ddof=1) for name in figures.rows()
+            if not re.search(r"momentum|scratch|random", name)])),
+        "cifar10:above": final.mean() - 87,
+        "passes:ours": np.median(ours), "passes:fit/ours": np.median(
+            4 * seconds("fit, upper half trained, from images") / ours),
         "top1:EfficientNetV2B0-partial": 100 * partial["test_top1"],
         "minutes:EfficientNetV2B0-partial": (
             partial["frozen_pass"]["seconds"] + partial["seconds_before"]
@@ -188,7 +231,7 @@ def headlines():
         "four-classes:fine-tuning": 100 * tuning.mean(),
         "four-classes:p": mcnemar(*map(right_splits, (
             "fine-tuning", "extraction"))),
-        "memory:ablation": max(
+        "memory:choices": max(
             seed["machine"]["peak_memory_bytes"] for name in figures.rows()
             for seed in row(name)) / 2 ** 30}
 
@@ -196,40 +239,49 @@ def headlines():
 def test_the_most_important_figures_are_right():
     text = "".join(map(read, TEXTS))
     for key, value in headlines().items():
-        shown = re.findall(rf"([\d.]+(?:e-\d+)?)\s?%?<!--{key}-->", text)
-        assert shown, key
-        for number in shown:
+        found = re.findall(rf"([\d.]+(?:e-\d+)?)\s?%?<!--{key}-->", text)
+        assert found, key
+        for number in found:
             decimals = len(number.partition(".")[2])
             assert number in (f"{value:.{decimals}f}", f"{value:.2g}"), key
 
 
-@pytest.mark.parametrize("name", fill_in.ABLATION)
-def test_a_table_of_the_ablation_is_what_was_measured(name):
+def table(name):
+    """Return the cells of a table of the paper, without its header."""
     block = read("paper", "README.md").split(f"<!--table {name}-->\n")[1]
-    header, _, *rows = [line.strip("| ").split(" | ") for line in
-                        block[:block.index("<!--end")].splitlines()]
-    assert [cells[0] for cells in rows] == list(fill_in.ABLATION[name][1])
-    for cells, each in zip(rows, fill_in.ABLATION[name][1].values()):
-        shown = dict(zip(header, cells))
-        assert shown.pop("seeds") == str(len(row(each)))
-        assert shown.pop("cost, passes") == f"{passes(each):.1f}"
-        for column, key in (("held-out accuracy", "val_accuracy"),
-                            ("training accuracy", "accuracy")):
-            values = accuracies(each, key)
-            words = f"{values.mean():.1f} %" + (
-                f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
-            assert shown.get(column, words) == words
+    return [line.strip("| ").split(" | ") for line in
+            block[:block.index("<!--end")].splitlines()[2:]]
 
 
-def test_every_row_is_in_a_table():
-    assert set(figures.rows()) == {
-        each for _, rows in fill_in.ABLATION.values()
-        for each in rows.values()}
+def shown(values, unit=""):
+    """Return mean and standard deviation as a table shows them."""
+    return f"{np.mean(values):.1f}{unit}" + (
+        f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def test_the_table_of_all_variants_is_what_was_measured():
+    assert table("choices") == [[
+        name, shown(accuracies(name, "accuracy"), " %"),
+        shown(accuracies(name), " %"), shown(passes(name)),
+        "{:.2f}".format(row(name)[0]["multiply_adds"] / 1e9
+                        / row(name)[0]["images"])]
+        for name in figures.rows()]
+
+
+def test_the_table_of_speeds_is_what_was_measured():
+    ways = load("cifar10", "frozen_once.json")["ways"]
+    for (name, middle, both, memory), way in zip(table("speeds"), ways):
+        speeds = sorted(ways[way]["images_per_second"])
+        assert name == way and middle == f"{speeds[2]:.0f}"
+        assert both == f"{speeds[0]:.0f} to {speeds[-1]:.0f}"
+        assert float(memory) == pytest.approx(
+            max(ways[way]["peak_memory_bytes"]) / 2 ** 30, abs=0.006)
 
 
 def test_the_machine_is_named():
-    records = sum(figures.rows().values(), [])
-    assert report.processors(records) in read("paper", "README.md")
+    for records in sum(figures.rows().values(), []), [
+            load("cifar10", f"seed-{i}.json") for i in range(3)]:
+        assert report.processors(records) in read("paper", "README.md")
 
 
 # Numbers in the text
@@ -239,10 +291,17 @@ def test_the_text_is_filled_in(path):
     assert fill_in.fill_in(read(path)) == read(path), "run: make paper"
 
 
+def test_the_paper_is_short():
+    text = re.sub(r"<!--table.*?<!--end-->|<!--.*?-->|```.*?```"
+                  r"|!\[[^]]*\]\([^)]*\)|^\*Figure.*?\*$|^\|.*?$", "",
+                  read("paper", "README.md"), flags=re.S | re.M)
+    assert len(text.split()) <= 2500
+
+
 def test_abstract_and_results_have_no_percentage_of_their_own():
     text = read("paper", "README.md")
     for first, last in (("## Abstract", "## Introduction"),
-                        ("## Results", "### Beside others")):
+                        ("## Results", "## Discussion")):
         part = text[text.index(first):text.index(last)]
         part = re.sub(r"<!--table.*?<!--end-->", "", part, flags=re.S)
         assert not re.findall(r"\d\s%(?!<!--)", part)
@@ -313,6 +372,8 @@ def test_a_missing_or_damaged_record_is_named(tmp_path, monkeypatch, text):
     (figures, ["1-cost.png"], "unrecognized arguments: 1-cost.png"),
     (fill_in, ["README.md"], "unrecognized arguments: README.md"),
     (publish, ["--out", "x"], "unrecognized arguments: --out x"),
+    (publish, ["--code", ""], "--code is '', expected an address such as"),
+    (publish, ["--code", "github.com/x"], "--code is 'github.com/x', expect"),
     ("answers", ["--out", ""], "--out is '', expected a file"),
     ("answers", ["--out", "."], "--out is '.', expected a file"),
     ("answers", ["--out", os.devnull], f"--out is '{os.devnull}', expected"),
@@ -380,72 +441,107 @@ def test_the_digest_is_the_sha256_of_the_data_as_json():
         "e29416a8e9008a7c9d3ad5a27ece0434abb04d45df100b745b30285ce8538c04")
 
 
-def lines(panel):
-    """Return the points of a panel's lines."""
-    return [line.get_xydata().tolist() for line in panel.lines]
+def marks(panel):
+    """Return the points at which a panel has marks with bars."""
+    return [tuple(line.get_xydata()[0]) for line in panel.lines
+            if len(line.get_xydata()) == 1 and line.get_marker() != "None"]
 
 
-def test_the_first_plot_shows_all_rows():
-    data = figures.cost_data()
-    high, low = figures.draw_cost(data).axes[:2]
-    for name in figures.rows():
-        x, y = passes(name), accuracies(name).mean()
-        assert data["points"][name][:2] == pytest.approx([x, y])
-        if len(row(name)) > 1:
-            assert data["points"][name][2] == pytest.approx(
-                accuracies(name).std(ddof=1))
-        panel = low if y < 80 else high
-        assert any(point == pytest.approx([x, y])
-                   for line in lines(panel) for point in line), name
-        assert panel.get_xlim()[0] < x < panel.get_xlim()[1]
-        assert panel.get_ylim()[0] < y < panel.get_ylim()[1]
-    anew = [3 * seconds("fit, upper half trained, from images"),
-            accuracies("upper half").mean()]
-    assert any(line[-1] == pytest.approx(anew) for line in lines(high) if line)
+def test_the_first_plot_shows_all_rows_on_5000_images():
+    figure = figures.draw_cost(figures.cost_data())
+    drawn = [name for name in figures.rows() if "45000" not in name]
+    for panel, cost in zip(figure.axes, (
+            lambda name: passes(name).mean(),
+            lambda name: row(name)[0]["multiply_adds"] / 5000 / 1e9)):
+        points = marks(panel)
+        assert len(points) == len(drawn)
+        for name in drawn:
+            x, y = cost(name), accuracies(name).mean()
+            assert any(point == pytest.approx((x, 100 - y))
+                       for point in points), name
+            assert panel.get_xlim()[0] < x < panel.get_xlim()[1]
+            assert panel.get_ylim()[0] > 100 - y > panel.get_ylim()[1]
+        # The star is the last one, above all others.
+        assert points[-1] == pytest.approx((
+            cost("upper half"), 100 - accuracies("upper half").mean()))
+        chance, frontier = panel.lines[:2]
+        assert set(chance.get_ydata()) == {90}
+        best = [(x, y) for x, y in points if not any(
+            other <= x and error <= y and (other, error) != (x, y)
+            for other, error in points)]
+        assert set(map(tuple, frontier.get_xydata().round(9).tolist())) == {
+            (round(x, 9), round(y, 9)) for x, y in best}
+    ticks = figure.axes[0].get_yticks()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()
+            ] == [f"{100 - tick:.0f}" for tick in ticks]
 
 
-@pytest.mark.parametrize("name, titles", [
-    ("3-curves.png", {
-        "linear head": "linear head",
-        "hidden layer, mirrored": "hidden layer, mirrored",
-        "upper half": "upper half", "upper half, 6 epochs": "6 epochs"}),
-    ("4-batchnorm.png", {
-        "BatchNorm trained, momentum 0.9": "upper half",
-        "BatchNorm trained, momentum 0.999": "BatchNorm momentum 0.999",
-        "BatchNorm frozen, learning rate 0.001": "BatchNorm frozen",
-        "BatchNorm frozen, learning rate 0.0002":
-            "BatchNorm frozen, rate 2e-4"})])
-def test_curves_are_the_mean_accuracies_by_epoch(name, titles):
-    collect, draw = figures.FIGURES[name]
-    panels = draw(collect()).axes
-    assert [panel.get_title() for panel in panels] == list(titles)
-    for panel, each in zip(panels, titles.values()):
-        for line, key in zip(lines(panel), ("accuracy", "val_accuracy")):
-            np.testing.assert_allclose(line, [
-                (i + 1, 100 * np.mean([epoch[key] for epoch in epochs]))
-                for i, epochs in enumerate(zip(*(
-                    seed["history"] for seed in row(each))))])
+def test_all_marks_of_the_first_plot_are_in_its_legend():
+    figure = figures.draw_cost(figures.cost_data())
+    handles = figure.legends[0].legend_handles
+    for name, point in figures.cost_data()["points"].items():
+        assert any(handle.get_marker() == figures.marker_of(name)
+                   for handle in handles)
+        assert any(handle.get_color() == figures.BASES[point["base"]][0]
+                   for handle in handles)
 
 
-def test_depth_is_the_rows_by_their_cut():
+def test_batchnorm_is_a_line_for_each_seed():
+    panels = figures.draw_batchnorm(figures.batchnorm_data()).axes
+    names = ["upper half", "BatchNorm momentum 0.99",
+             "BatchNorm momentum 0.999"] + [
+        f"BatchNorm in inference mode, rate {rate}"
+        for rate in ("1e-5", "1e-4", "2e-4", "1e-3")]
+    assert len(panels) == len(names)
+    for panel, name in zip(panels, names):
+        drawn = [line.get_ydata().tolist() for line in panel.lines]
+        for seed in row(name):
+            for key in "accuracy", "val_accuracy":
+                assert pytest.approx([
+                    100 * epoch[key] for epoch in seed["history"]]) in drawn
+        anew = [100 * seed["val_accuracy_averages_anew"]
+                for seed in row(name) if "val_accuracy_averages_anew" in seed]
+        assert len(anew) == (3 if "momentum" in name else 0)
+        for value in anew:
+            assert pytest.approx([value]) in drawn
+
+
+def test_depth_is_the_rows_by_their_cut_and_learning_rate():
     panels = figures.draw_depth(figures.depth_data()).axes
-    names = ("cut after block 2", "cut after block 5", "upper half",
-             "cut after block 12", "cut after block 15",
-             "linear head, mirrored")
-    for panel, value in zip(panels, (
-            lambda name: accuracies(name).mean(), passes)):
-        np.testing.assert_allclose(lines(panel)[0], [
-            (frozen, value(name))
-            for frozen, name in zip((9, 18, 27, 39, 48, 52), names)])
+    for panel, value in zip(panels, (accuracies, passes)):
+        lines = [container.lines[0].get_xydata()
+                 for container in panel.containers]
+        assert len(lines) == 4
+        for line, rate in zip(lines, ("5e-4", "1e-3", "2e-3")):
+            names = [f"cut after block {cut}, rate {rate}".replace(
+                "cut after block 5c, rate 1e-3", "upper half")
+                for cut in ("3b", "5c", "6d")]
+            np.testing.assert_allclose(
+                line[:, 1], [value(name).mean() for name in names])
+            assert np.abs(line[:, 0] - (0, 1, 2)).max() < 0.3
+        np.testing.assert_allclose(
+            lines[3], [[3, value("linear head, mirrored").mean()]])
+    assert [label.get_text() for label in panels[1].get_xticklabels()] == [
+        "after block 3b", "after block 5c", "after block 6d",
+        "below the head"]
 
 
 def test_bars_are_the_images_per_second():
     panel, = figures.draw_speed(figures.speed_data()).axes
     ways = load("cifar10", "frozen_once.json")["ways"]
+    names = [label.get_text() for label in panel.get_yticklabels()]
+    assert sorted(names) == sorted(ways)
     assert [bar.get_width() for bar in panel.patches] == [
-        way["images_per_second"] for way in ways.values()]
-    assert [label.get_text() for label in panel.get_yticklabels()] == list(
-        ways)
+        sorted(ways[name]["images_per_second"])[2] for name in names]
+
+
+def test_the_mechanism_names_both_halves():
+    words = " ".join(text.get_text() for text in figures.draw_mechanism(
+        figures.mechanism_data()).axes[0].texts)
+    seed = load("cifar10", "seed-0.json")
+    assert seed["recipe"]["CUT"] == "block5c_add"
+    assert "blocks 1 to 5c" in words and "blocks above 5c" in words
+    assert f"{seed['arguments']['size']} pixels" in words
 
 
 def test_the_plots_are_drawn_from_the_records(copy):
@@ -528,6 +624,11 @@ def test_all_plots_are_in_the_paper_in_order():
     assert captions == [str(i + 1) for i in range(len(shown))]
 
 
+def test_both_texts_say_where_the_paper_is_published():
+    assert "## Published at\n" in read("README.md")
+    assert "**Published at.**" in read("paper", "README.md")
+
+
 def test_the_sections_are_those_of_the_exercise():
     assert re.findall(r"^## (.*)", read("paper", "README.md"), re.M) == [
         "Abstract", "Introduction", "Materials and Methods", "Results",
@@ -552,17 +653,41 @@ def test_publish_html_is_the_paper_of_today(copy):
 
 @pytest.mark.parametrize("make", [
     lambda: read("paper", "publish.html"),
-    lambda: publish.page(read("paper", "README.md"))], ids=["kept", "made"])
+    lambda: publish.page(read("paper", "README.md"), URL)],
+    ids=["kept", "with code"])
 def test_publish_html_can_be_pasted(make):
     page = make()
     named = re.findall(r"\(image (\d+): ([^)]*)\)", page)
     assert named == [(str(i + 1), name)
                      for i, name in enumerate(figures.FIGURES)]
     assert not re.search(r"<table|\| ---|\*\*|<!--|--&gt;", page)
-    assert all(link.startswith("http")
-               for link in re.findall(r'href="([^"]*)"', page))
     for heading in re.findall(r"^## (.*)", read("paper", "README.md"), re.M):
         assert f"<h2>{heading}</h2>" in page
+
+
+URL = "https://example.org/them/transfer/blob/main"
+
+
+@pytest.mark.parametrize("code", [URL, URL + "/"])
+def test_links_to_the_code_work_where_it_is_published(copy, code):
+    done = run([sys.executable, copy / "paper" / "publish.py", "--code",
+                code], copy)
+    assert done.returncode == 0, done.stderr
+    page = (copy / "paper" / "publish.html").read_text(encoding="utf-8")
+    links = re.findall(r'href="([^"]*)"', page)
+    assert all(link.startswith("http") for link in links)
+    assert {link for link in links if "example.org" in link} == {
+        f"{URL}/README.md", f"{URL}/README.md#published-at",
+        f"{URL}/results"}
+    assert "Not ready" not in page
+
+
+def test_without_an_address_of_the_code_the_page_says_so():
+    page = read("paper", "publish.html")
+    assert "Not ready to be published" in page
+    for link in re.findall(r'href="([^"]*)"', page):
+        assert link.startswith("http") or os.path.exists(
+            os.path.join(PAPER, link.partition("#")[0])), link
 
 
 def test_a_table_becomes_preformatted_text():
