@@ -3,10 +3,10 @@
 
     benchmarks/frozen_once.py [--images N] [--size PIXELS] [--json FILE]
 
-The network is that of 0-transfer.py. Each way runs in a process of its own, on
-the same real images at the same size; all ways take turns, five times. It
-takes ten to thirty minutes, prints a table of images per second and peak
-memory, and writes all measurements as JSON. Not counted are the warm-up and
+The network is that of 0-transfer.py. Each way runs in its own process, on the
+same real images at the same size. There are five rounds of all ways. It takes
+ten to thirty minutes, prints a table of images per second and peak memory, and
+writes all measurements as JSON. Not counted are the warm-up and
 the wait for TensorFlow's input tuner at the end of Keras's fit and predict.
 All ways tell glibc to keep its memory, as 0-transfer.py does. The peak memory
 of our training includes the frozen pass.
@@ -166,7 +166,7 @@ def measure_in_a_process(way, args):
 
 
 def run(args):
-    """Let all ways take turns; print and write the results."""
+    """Measure all ways, round after round; print and write the results."""
     ways = {way: {"images_per_second": [], "peak_memory_bytes": []}
             for way in WAYS}
     for repetition in range(REPETITIONS):

@@ -451,7 +451,7 @@ def draw_depth(data):
 
 # Figure 6: speed
 
-# Pairs of ways that do the same work: the usual one, and ours
+# {what is done: two ways of it}; the last pair has none of ours
 PAIRS = {
     "a frozen pass": ("predict, frozen part", "our frozen pass"),
     "an epoch of the upper half": (

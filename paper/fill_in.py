@@ -71,37 +71,28 @@ def four_classes_records():
 
 # Numbers, {key: text}. Behind a key's colon is mostly the name of a record.
 
-def mean_and_deviation(key, values, decimals=1):
-    """Return the numbers of some values: "key" and "key-deviation"."""
+def mean_and_deviation(kind, name, values):
+    """Return the numbers "kind:name" and "kind-deviation:name"."""
     mean, deviation = figures.mean_and_deviation(values)
-    return {key: f"{mean:.{decimals}f}",
-            key.replace(":", "-deviation:"): f"{deviation:.{decimals}f}"}
+    return {f"{kind}:{name}": f"{mean:.1f}",
+            f"{kind}-deviation:{name}": f"{deviation:.1f}"}
 
 
 def choices():
     """Return the numbers of benchmarks/choices.py; after the colon: a row."""
     numbers, accuracy, cost = {}, {}, {}
     for name, seeds in figures.rows().items():
-        row, each = slug(name), figures.accuracies(seeds)
-        accuracy[row] = statistics.mean(each)
-        cost[row] = statistics.mean(figures.costs(seeds))
-        numbers.update({
-            **mean_and_deviation(f"accuracy:{row}", each),
-            **mean_and_deviation(f"cost:{row}", figures.costs(seeds)),
-            **mean_and_deviation(f"training:{row}", [
-                100 * seed["history"][-1]["accuracy"] for seed in seeds]),
-            f"multiply-adds:{row}": f"{figures.multiply_adds(seeds):.2f}",
-            f"worst-seed:{row}": f"{min(each):.1f}",
-            f"best-seed:{row}": f"{max(each):.1f}"})
+        row = slug(name)
+        accuracies, costs = figures.accuracies(seeds), figures.costs(seeds)
+        accuracy[row], cost[row] = map(statistics.mean, (accuracies, costs))
+        numbers.update({**mean_and_deviation("accuracy", row, accuracies),
+                        **mean_and_deviation("cost", row, costs)})
         if "val_accuracy_averages_anew" in seeds[0]:
-            numbers.update(mean_and_deviation(f"anew:{row}", [
+            numbers.update(mean_and_deviation("anew", row, [
                 100 * seed["val_accuracy_averages_anew"] for seed in seeds]))
     for row, other in itertools.permutations(accuracy, 2):
-        gain = accuracy[row] - accuracy[other]
         numbers.update({
-            f"gain:{row}/{other}": f"{gain:.1f}",
-            f"removed:{row}/{other}":
-                f"{100 * gain / (100 - accuracy[other]):.0f}",
+            f"gain:{row}/{other}": f"{accuracy[row] - accuracy[other]:.1f}",
             f"times:{row}/{other}": f"{cost[row] / cost[other]:.1f}"})
     return numbers
 
@@ -119,15 +110,12 @@ def spread():
     share = statistics.mean(figures.accuracies(rows["upper half"])) / 100
     relative = [statistics.stdev(figures.costs(seeds))
                 / statistics.mean(figures.costs(seeds)) for seeds in three]
-    each = [seed for seeds in rows.values() for seed in seeds]
-    passes = {(part["process"], part["seconds"]) for seed in each
-              for part in [seed.get("frozen_pass")] if part}
-    epochs = [epoch for seed in each for part in (seed.get("head"), seed)
-              if part for epoch in part["history"]]
+    # Some rows share a frozen pass.
+    times = {(part["process"], part["seconds"]) for seeds in rows.values()
+             for seed in seeds for _, part in figures.timed_parts(seed)}
     speeds = figures.throughputs().values()
     return {
-        "rows": str(len(rows)), "rows:three-seeds": str(len(three)),
-        "trainings": str(len(each)),
+        "rows:three-seeds": str(len(three)),
         "deviation": f"{deviation:.1f}",
         # Two means of three seeds; each row has two degrees of freedom
         "visible": "{:.1f}".format(t.ppf(0.975, 2 * len(alike))
@@ -136,9 +124,8 @@ def spread():
             100 * (share * (1 - share) / 5000) ** 0.5),
         "cost:percent": f"{100 * statistics.median(relative):.0f}",
         "cost:most-percent": f"{100 * max(relative):.0f}",
-        "choices:hours": "{:.0f}".format((
-            sum(seconds for _, seconds in passes)
-            + sum(epoch["seconds"] for epoch in epochs)) / 3600),
+        "choices:hours": "{:.0f}".format(
+            sum(seconds for _, seconds in times) / 3600),
         "speed:times": f"{max(speeds) / min(speeds):.1f}"}
 
 
@@ -148,7 +135,6 @@ def settings():
     upper = figures.rows()["upper half"][0]
     seed = final_records()[0]
     steps = upper["epochs"] * (upper["images"] // seed["recipe"]["BATCH"])
-    frozen, total = upper["frozen_convolutions"], upper["convolutions"]
     versions = upper["machine"]
     return {
         **{f"set:{name}": str(seed["recipe"][name.upper().replace("-", "_")])
@@ -159,8 +145,8 @@ def settings():
         "set:images": f"{upper['images']:,}",
         "set:validation": f"{run['validation images']:,}",
         "set:steps": str(steps), "kept:0.999": f"{100 * 0.999 ** steps:.0f}",
-        "set:frozen": str(frozen),
-        "set:trained": str(total - frozen), "set:convolutions": str(total),
+        "set:frozen": str(upper["frozen_convolutions"]),
+        "set:convolutions": str(upper["convolutions"]),
         "set:hidden": str(figures.rows()["hidden layer"][0]["hidden"]),
         "set:head-epochs": str(figures.rows()["linear head"][0]["epochs"]),
         **{name: versions[name].rpartition(".")[0]
@@ -179,7 +165,7 @@ def final_network():
     minutes = [(seed["seconds"]["all"] - cached + before[0]) / 60
                for seed, cached in zip(seeds, before)]
     predictions = record("cifar10", "answers.json")
-    confusion, classes = predictions["confusion"], predictions["classes"]
+    confusion = predictions["confusion"]
     numbers = {
         "cifar10": f"{statistics.mean(accuracies):.2f}",
         "cifar10:deviation": f"{statistics.stdev(accuracies):.2f}",
@@ -190,43 +176,34 @@ def final_network():
         "cifar10:fastest": f"{min(minutes):.1f}",
         "cifar10:slowest": f"{max(minutes):.1f}",
         "cifar10:most-minutes": f"{max(minutes):.0f}",
-        "cifar10:second-run": f"{max(before[1:]):.0f}",
         "cifar10:mistakes": str(sum(map(sum, confusion)) - sum(
             row[i] for i, row in enumerate(confusion)))}
     for i, seed in enumerate(seeds):
         numbers[f"cifar10:seed-{i}"] = f"{accuracies[i]:.2f}"
         numbers[f"loss:seed-{i}"] = f"{seed['test_loss']:.4f}"
-    for (i, truth), (j, taken) in itertools.permutations(
-            enumerate(classes), 2):
-        numbers[f"taken:{truth}/{taken}"] = (
-            f"{100 * confusion[i][j] / sum(confusion[i]):.0f}")
-    one, two = (record("cifar10", "trials", f"{name}.json")["history"][-1][
-        "val_accuracy"] for name in ("plain-160-20000", "block-5c"))
-    return {**numbers, "trials:MobileNetV2": f"{100 * one:.1f}",
-            "trials:EfficientNetV2-B0": f"{100 * two:.1f}"}
+    trial = record("cifar10", "trials", "block-5c.json")["history"][-1]
+    return {**numbers, "trials:EfficientNetV2-B0":
+            f"{100 * trial['val_accuracy']:.1f}"}
 
 
 def computing_once():
-    """Return the numbers of the benchmark; after the colon: a way."""
-    ways = {slug(name): way["images_per_second"]
-            for name, way in record(
-                "cifar10", "frozen_once.json")["ways"].items()}
+    """Return the numbers of the benchmark, in passes."""
+    ways = record("cifar10", "frozen_once.json")["ways"]
 
     def costs(predict, head, fit, frozen_pass, training):
         """Return the passes of 20 epochs of a head, and of four of ours."""
         return (20 * predict / head, 4 * predict / fit,
                 predict * (2 / frozen_pass + 4 / training))
 
-    names = ("predict-whole-base", "fit-base-frozen-from-images",
-             "fit-upper-half-trained-from-images", "our-frozen-pass",
-             "an-epoch-of-our-training")
+    names = ("predict, whole base", "fit, base frozen, from images",
+             "fit, upper half trained, from images", "our frozen pass",
+             "an epoch of our training")
     # In each repetition, all ways were measured one after the other.
-    each = [costs(*speeds) for speeds in zip(*(ways[name] for name in names))]
+    each = [costs(*speeds) for speeds in zip(*(
+        ways[name]["images_per_second"] for name in names))]
     head, fit, ours = map(statistics.median, zip(*each))
     ratios = [fit / ours for _, fit, ours in each]
-    return {**{f"speed:{way}": f"{statistics.median(speeds):.0f}"
-               for way, speeds in ways.items()},
-            "passes:head": f"{head:.1f}", "passes:fit": f"{fit:.1f}",
+    return {"passes:head": f"{head:.1f}", "passes:fit": f"{fit:.1f}",
             "passes:ours": f"{ours:.1f}",
             "passes:fit/ours": f"{statistics.median(ratios):.1f}",
             "passes:fit/ours-lowest": f"{min(ratios):.1f}",
@@ -236,7 +213,7 @@ def computing_once():
 def travel():
     """Return the numbers of benchmarks/travel.py; after the colon: data."""
     return {key: number for name, seeds in travel_records().items()
-            for key, number in mean_and_deviation(f"travel:{name}", [
+            for key, number in mean_and_deviation("travel", name, [
                 100 * seed["test_accuracy"] for seed in seeds]).items()}
 
 

@@ -651,6 +651,9 @@ def test_publish_html_is_the_paper_of_today(copy):
         "run: make paper")
 
 
+URL = "https://example.org/them/transfer/blob/main"
+
+
 @pytest.mark.parametrize("make", [
     lambda: read("paper", "publish.html"),
     lambda: publish.page(read("paper", "README.md"), URL)],
@@ -663,9 +666,6 @@ def test_publish_html_can_be_pasted(make):
     assert not re.search(r"<table|\| ---|\*\*|<!--|--&gt;", page)
     for heading in re.findall(r"^## (.*)", read("paper", "README.md"), re.M):
         assert f"<h2>{heading}</h2>" in page
-
-
-URL = "https://example.org/them/transfer/blob/main"
 
 
 @pytest.mark.parametrize("code", [URL, URL + "/"])
