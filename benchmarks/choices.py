@@ -96,7 +96,7 @@ ROWS = {
     "1 epoch": UPPER._replace(epochs=1),
     **{f"{epochs} epochs": UPPER._replace(epochs=epochs)
        for epochs in (2, 6)},
-    **{f"images anew, {epochs} epochs": UPPER._replace(
+    **{f"fresh crops, {epochs} epochs": UPPER._replace(
         views="crop", epochs=epochs) for epochs in (3, 5)},
     "stored as float32": UPPER._replace(storage="float32"),
     "random weights, lower half frozen": UPPER._replace(weights=None),

@@ -9,9 +9,9 @@ epochs. Nothing is chosen for the new data. It is tested on the same images as
 the exercise's own script, with three seeds. The four classes have ten seeds,
 each with a split of its own, the script's.
 
-It writes a JSON file for each data set and seed into --out. It takes an hour
-and a half on two cores, nearly all of it for CIFAR-100, and 4 GB of disk. A
-stopped run continues where it was.
+It writes a JSON file for each data set and seed into --out. It takes one to
+three hours on two cores, most of it for CIFAR-100, and 4 GB of disk. A stopped
+run continues where it was.
 """
 import argparse
 import collections

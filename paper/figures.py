@@ -44,20 +44,27 @@ def slug(name):
     return "-".join(name.replace(",", "").split())
 
 
+def arguments(experiment):
+    """Return what an experiment of benchmarks/ was run with.
+
+    Raises OSError if the run isn't finished.
+    """
+    run = record(experiment, "run.json")
+    if not run["finished"]:
+        raise OSError(f"results/{experiment} isn't complete: run "
+                      f"benchmarks/{experiment}.py")
+    return run["arguments"]
+
+
 @functools.lru_cache(None)  # the files are read once
 def rows():
     """Read the rows of benchmarks/choices.py, in its order.
 
     Returns: {row: its records, one for each seed}
-    Raises OSError if the run isn't finished.
     """
-    run = record("choices", "run.json")
-    if not run["finished"]:
-        raise OSError("results/choices isn't complete: run "
-                      "benchmarks/choices.py")
     return {name: [record("choices", f"{slug(name)}-{seed}.json")
                    for seed in range(fields[0])]
-            for name, fields in run["arguments"].items()
+            for name, fields in arguments("choices").items()
             if isinstance(fields, list)}
 
 
@@ -125,24 +132,23 @@ def digest(data):
 # {marker: (words in a row's name, what the legend says)}; the first that fits
 MARKERS = {
     "o": (("head", "hidden"), "new head only"),
-    "s": (("upper half",), "upper half trained"),
+    "s": (("upper half", "stored", "random"), "upper half trained"),
     "D": (("cut",), "cut elsewhere"),
     "^": (("size",), "other sizes"),
-    "X": (("anew",), "crops computed anew"),
+    "X": (("crops",), "fresh crops"),
     "v": (("epoch",), "other numbers of epochs"),
     "P": (("BatchNorm",), "BatchNorm otherwise"),
-    "d": (("stored",), "stored as float32"),
-    "*": (("random", "scratch"), "no ImageNet weights")}
+    "p": (("scratch",), "all layers trained")}
 # {base: (colour, what the legend says)}; None: without ImageNet's weights
 BASES = {
     "EfficientNetV2B0": (BLUE, "EfficientNetV2-B0"),
     "MobileNetV2": (ORANGE, "MobileNetV2"),
     "DenseNet121": (GREEN, "DenseNet121"),
-    None: (PINK, "random weights")}
+    None: (PINK, "no ImageNet weights")}
 # {row: (label, offset in points)}
 LABELS = {
     "linear head": ("linear head", (3, -13)),
-    "hidden layer": ("hidden layer", (2, 8)),
+    "hidden layer": ("hidden layer", (-4, 8)),
     "1 epoch": ("1 epoch", (3, -13)),
     "cut after block 6d, rate 2e-3": ("cut after block 6d", (-5, 8)),
     "size 96": ("96 pixels", (3, 7)),
@@ -151,10 +157,11 @@ LABELS = {
     "DenseNet121 upper half, rate 2e-3": ("DenseNet121's upper half",
                                           (7, -4)),
     "BatchNorm momentum 0.999": ("BatchNorm's momentum 0.999", (7, -9)),
-    "images anew, 5 epochs": ("crops, 5 epochs", (-1, 12)),
+    "BatchNorm in inference mode, rate 1e-3": ("inference mode", (-5, 5)),
+    "fresh crops, 3 epochs": ("fresh crops", (2, -13)),
     "from scratch, rate 3e-3": ("ResNet-9 from scratch", (6, 6)),
-    "random weights, lower half frozen": ("half of it random and frozen",
-                                          (7, -4))}
+    "random weights, lower half frozen": (
+        "random weights, lower half frozen", (7, -4))}
 CHANCE = 10     # %
 TICKS = (10, 30, 50, 60, 70, 75, 80, 85, 88, 90, 92, 94)
 
@@ -219,7 +226,7 @@ def draw_cost(data):
             panel.errorbar(
                 x, 100 - y, dy, dx, fmt="*" if star else marker,
                 color="black" if star else colour, elinewidth=0.8,
-                markersize=16 if star else 9 if marker == "*" else 6,
+                markersize=16 if star else 6,
                 zorder=10 if star else 3)
         panel.set_yscale("log")
         panel.set_ylim(97, 0.85 * (100 - max(
@@ -227,7 +234,7 @@ def draw_cost(data):
         panel.set_yticks([100 - tick for tick in TICKS], TICKS)
         panel.set_yticks([], minor=True)
         panel.set_xlim(0, 1.03 * max(
-            point[cost][0] for point in points.values()))
+            sum(point[cost]) for point in points.values()))
         panel.set_xlabel(label)
         panel.set_ylabel("validation accuracy, %")
         panel.grid(alpha=0.3)
@@ -243,7 +250,7 @@ def draw_cost(data):
     figure.legend(handles=[
         Line2D([], [], linestyle="", marker="*", color="black",
                markersize=14, label="the recipe: upper half, 3 epochs"),
-        Line2D([], [], color=GREY, label="no cheaper one is as good"),
+        Line2D([], [], color=GREY, label="best accuracy at each cost"),
         *(Line2D([], [], linestyle="", marker="o", color=colour, label=label)
           for colour, label in BASES.values()),
         *(Line2D([], [], linestyle="", marker=marker, color=GREY,
@@ -276,7 +283,7 @@ def draw_mechanism(data):
         ("disk\n\nits outputs,\n16-bit floats", "#DDDDDD"),
         (f"trained half\n\nblocks above {block}\nand a new head", YELLOW),
         ("ten\nprobabilities", "white")]
-    widths = 1.1, 2.1, 1.4, 1.8, 1.3
+    widths = 1.1, 2.3, 1.4, 1.8, 1.3
     left = 0
     for i, ((words, colour), width) in enumerate(zip(boxes, widths)):
         panel.text(left + width / 2, 0.5, words, ha="center", va="center",
@@ -287,7 +294,7 @@ def draw_mechanism(data):
             panel.annotate("", (left, 0.5), (left - 0.4, 0.5), arrowprops={
                 "arrowstyle": "-|>", "color": "black"})
         left += width + 0.4
-    for start, end, words in ((0, 5.4, "once"), (5.8, 9.3, "every epoch")):
+    for start, end, words in ((0, 5.6, "once"), (6.0, 9.5, "every epoch")):
         panel.annotate("", (start, 1.15), (end, 1.15), arrowprops={
             "arrowstyle": "<->", "color": GREY})
         panel.text((start + end) / 2, 1.22, words, ha="center", fontsize=10,
@@ -391,14 +398,14 @@ def draw_batchnorm(data):
         Line2D([], [], marker="o", color=BLUE, markersize=4,
                label="validation, a line for each seed"),
         Line2D([], [], linestyle="", marker="*", color="black", markersize=9,
-               label="averages estimated anew")],
+               label="averages re-estimated")],
         loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
 # Figure 5: depth
 
-RATES = {"5e-4": SKY, "1e-3": BLUE, "2e-3": ORANGE}
+RATES = {"5e-4": GREEN, "1e-3": BLUE, "2e-3": ORANGE}
 CUTS = "3b", "5c", "6d"
 
 
@@ -417,8 +424,8 @@ def depth_data():
 def draw_depth(data):
     """Draw accuracy and cost of each cut."""
     figure = Figure((WIDTH, 5.8), layout="constrained")
-    figure.suptitle("A lower cut costs more and gains nothing that can be "
-                    "seen", fontsize=12)
+    figure.suptitle("A cut below block 5c costs more and gains nothing "
+                    "that can be seen", fontsize=12)
     panels = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1])
     for panel, key, label in zip(panels, ("accuracy", "passes"), (
             "validation accuracy, %", "cost, passes")):
@@ -514,7 +521,8 @@ def draw_confusion(data):
     cat, dog = map(data["classes"].index, ("cat", "dog"))
     share = (counts[cat, dog] + counts[dog, cat]) / (
         counts.sum() - np.trace(counts))
-    above.suptitle(f"Cats and dogs make {100 * share:.0f} % of the mistakes",
+    above.suptitle(f"Mixing up cats and dogs makes {100 * share:.0f} % of "
+                   "the mistakes",
                    fontsize=12)
     report.show_confusion(above, data["confusion"], data["classes"])
     for part, pair in zip(below, data["pairs"]):

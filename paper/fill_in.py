@@ -37,14 +37,10 @@ def final_records():
 
 
 def travel_records():
-    """Return {data: its records, one for each seed}, once all are there."""
-    run = report.runs.read_json(os.path.join(
-        figures.RESULTS, "travel", "run.json"))
-    if not run or not run["finished"]:
-        return {}
+    """Return {data: its records, one for each seed}."""
     return {name: [record("travel", f"{name}-{seed}.json")
                    for seed in range(seeds)]
-            for name, seeds in run["arguments"]["seeds"].items()}
+            for name, seeds in figures.arguments("travel")["seeds"].items()}
 
 
 def cifar100_records():
@@ -80,9 +76,10 @@ def mean_and_deviation(kind, name, values):
 
 def choices():
     """Return the numbers of benchmarks/choices.py; after the colon: a row."""
-    numbers, accuracy, cost = {}, {}, {}
+    numbers, accuracy, cost, multiply_adds = {}, {}, {}, {}
     for name, seeds in figures.rows().items():
         row = slug(name)
+        multiply_adds[row] = figures.multiply_adds(seeds)
         accuracies, costs = figures.accuracies(seeds), figures.costs(seeds)
         accuracy[row], cost[row] = map(statistics.mean, (accuracies, costs))
         numbers.update({**mean_and_deviation("accuracy", row, accuracies),
@@ -93,7 +90,9 @@ def choices():
     for row, other in itertools.permutations(accuracy, 2):
         numbers.update({
             f"gain:{row}/{other}": f"{accuracy[row] - accuracy[other]:.1f}",
-            f"times:{row}/{other}": f"{cost[row] / cost[other]:.1f}"})
+            f"times:{row}/{other}": f"{cost[row] / cost[other]:.1f}",
+            f"multiply-adds:{row}/{other}":
+                f"{multiply_adds[row] / multiply_adds[other]:.1f}"})
     return numbers
 
 
@@ -126,12 +125,14 @@ def spread():
         "cost:most-percent": f"{100 * max(relative):.0f}",
         "choices:hours": "{:.0f}".format(
             sum(seconds for _, seconds in times) / 3600),
+        "pass:seconds": "{:.0f}".format(
+            rows["upper half"][0]["images"] / max(speeds)),
         "speed:times": f"{max(speeds) / min(speeds):.1f}"}
 
 
 def settings():
     """Return what was set, from the same records."""
-    run = record("choices", "run.json")["arguments"]
+    run = figures.arguments("choices")
     upper = figures.rows()["upper half"][0]
     seed = final_records()[0]
     steps = upper["epochs"] * (upper["images"] // seed["recipe"]["BATCH"])
@@ -189,10 +190,11 @@ def final_network():
 def computing_once():
     """Return the numbers of the benchmark, in passes."""
     ways = record("cifar10", "frozen_once.json")["ways"]
+    epochs = figures.rows()["linear head"][0]["epochs"]
 
     def costs(predict, head, fit, frozen_pass, training):
-        """Return the passes of 20 epochs of a head, and of four of ours."""
-        return (20 * predict / head, 4 * predict / fit,
+        """Return the passes of a head's epochs, and of four of ours."""
+        return (epochs * predict / head, 4 * predict / fit,
                 predict * (2 / frozen_pass + 4 / training))
 
     names = ("predict, whole base", "fit, base frozen, from images",
@@ -203,11 +205,11 @@ def computing_once():
         ways[name]["images_per_second"] for name in names))]
     head, fit, ours = map(statistics.median, zip(*each))
     ratios = [fit / ours for _, fit, ours in each]
-    return {"passes:head": f"{head:.1f}", "passes:fit": f"{fit:.1f}",
+    return {"passes:head": f"{head:.0f}", "passes:fit": f"{fit:.1f}",
             "passes:ours": f"{ours:.1f}",
-            "passes:fit/ours": f"{statistics.median(ratios):.1f}",
-            "passes:fit/ours-lowest": f"{min(ratios):.1f}",
-            "passes:fit/ours-highest": f"{max(ratios):.1f}"}
+            "passes:fit/ours": f"{statistics.median(ratios):.2f}",
+            "passes:fit/ours-lowest": f"{min(ratios):.2f}",
+            "passes:fit/ours-highest": f"{max(ratios):.2f}"}
 
 
 def travel():
@@ -336,28 +338,34 @@ def choices_table():
 
 def travel_table():
     """Return the table of the recipe on other data."""
+    of_cifar100 = next(
+        each for each in cifar100_records()
+        if (each["base"], each["style"]) == ("EfficientNetV2B0", "partial"))
+    of_desserts = next(
+        each for each in dessert_records()
+        if (report.name(each), each["size"]) == (
+            "EfficientNetV2B0, adam, BatchNorm trained", 224))
+    of_four_classes = next(
+        splits for splits in four_classes_records()
+        if report.name(splits[0]) == "fine-tuning")
     own = {
-        "cifar100": ("CIFAR-100", next(
-            each["test_top1"] for each in cifar100_records()
-            if (each["base"], each["style"]) == (
-                "EfficientNetV2B0", "partial"))),
-        "desserts": ("desserts", next(
-            each["evaluation"]["accuracy"] for each in dessert_records()
-            if (report.name(each), each["size"]) == (
-                "EfficientNetV2B0, adam, BatchNorm trained", 224))),
+        "cifar100": ("CIFAR-100", of_cifar100["test_top1"],
+                     of_cifar100["size"]),
+        "desserts": ("desserts", of_desserts["evaluation"]["accuracy"],
+                     of_desserts["size"]),
         "four_classes": ("four classes", statistics.mean(
-            split["evaluation"]["accuracy"]
-            for splits in four_classes_records() for split in splits
-            if report.name(split) == "fine-tuning"))}
+            split["evaluation"]["accuracy"] for split in of_four_classes),
+            of_four_classes[0]["size"])}
     rows = [["data", "training images", "test images", "trainings",
-             "this recipe", "the exercise's own script"]]
+             "the recipe", "the exercise's own script",
+             "the script's image size"]]
     for name, seeds in travel_records().items():
-        label, accuracy = own[name]
+        label, accuracy, size = own[name]
         rows.append([label, f"{seeds[0]['images']:,}",
                      f"{seeds[0]['test_images']:,}", str(len(seeds)),
                      with_deviation([100 * seed["test_accuracy"]
                                      for seed in seeds], " %"),
-                     f"{100 * accuracy:.1f} %"])
+                     f"{100 * accuracy:.1f} %", f"{size} pixels"])
     return rows
 
 

@@ -78,7 +78,7 @@ def test_a_row_is_what_its_name_says(name):
     "upper half", "hidden layer, mirrored", "MobileNetV2 upper half",
     "DenseNet121 upper half", "BatchNorm in inference mode, rate 1e-5",
     "cut after block 3b, rate 1e-3", "cut after block 6d, rate 1e-3",
-    "images anew, 3 epochs", "from scratch, rate 1e-3"])
+    "fresh crops, 3 epochs", "from scratch, rate 1e-3"])
 def test_a_row_trains_what_it_says(name):
     row = choices.ROWS[name]._replace(weights=None, size=64)
     model, start = choices.build(row)
@@ -277,7 +277,7 @@ def speed():
 
 @pytest.mark.parametrize("name", [
     "upper half", "upper half, not mirrored", "linear head",
-    "stored as float32", "images anew, 3 epochs",
+    "stored as float32", "fresh crops, 3 epochs",
     "random weights, lower half frozen"])
 def test_each_image_is_where_it_belongs(name, small, tmp_path, monkeypatch):
     X, labels = small
@@ -336,7 +336,7 @@ def test_each_image_is_where_it_belongs(name, small, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, share, views", [
     ("upper half", 256 / 320, 2), ("upper half, not mirrored", 128 / 320, 1),
-    ("images anew, 3 epochs", None, 3)])
+    ("fresh crops, 3 epochs", None, 3)])
 def test_a_row_records_what_its_cost_is_made_of(
         name, share, views, small, tmp_path, monkeypatch):
     X, labels = small

@@ -5,6 +5,7 @@ The numbers are written by paper/fill_in.py. The most important ones are
 computed a second time here, straight from the JSON files.
 """
 import collections
+import functools
 import glob
 import html
 import json
@@ -22,7 +23,7 @@ import figures
 import fill_in
 import publish
 import report
-from helpers import ROOT, run, usage_error
+from helpers import ROOT, noise_images, run, usage_error
 
 PAPER = os.path.join(ROOT, "paper")
 TEXTS = "README.md", "paper/README.md"
@@ -79,6 +80,31 @@ def test_the_records_of_the_speeds_are_those_of_today_s_script():
     for way in made["ways"].values():
         assert [len(values) for values in way.values()] == [
             frozen_once.REPETITIONS] * 2
+
+
+def test_the_records_of_other_data_are_those_of_today_s_script():
+    import travel  # loads TensorFlow
+    made = load("travel", "run.json")
+    assert made["finished"]
+    assert made["arguments"]["seeds"] == travel.SEEDS
+    assert made["arguments"]["recipe"] == list(travel.RECIPE)
+    for name, seeds in travel.SEEDS.items():
+        for i in range(seeds):
+            seed = load("travel", f"{name}-{i}.json")
+            assert (seed["data"], seed["seed"]) == (name, i)
+            assert len(seed["history"]) == travel.RECIPE.epochs
+
+
+@pytest.mark.parametrize("collect", [figures.rows, fill_in.travel_records])
+def test_an_unfinished_experiment_is_named(tmp_path, monkeypatch, collect):
+    for name in "choices", "travel":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({
+            "finished": False, "arguments": {"seeds": {}}}))
+    monkeypatch.setattr(figures, "RESULTS", str(tmp_path))
+    with pytest.raises(OSError, match=r"^results/(\w+) isn't complete: run "
+                       r"benchmarks/\1\.py$"):
+        getattr(collect, "__wrapped__", collect)()  # read anew
 
 
 def test_the_momentum_changes_nothing_but_the_averages():
@@ -278,10 +304,54 @@ def test_the_table_of_speeds_is_what_was_measured():
             max(ways[way]["peak_memory_bytes"]) / 2 ** 30, abs=0.006)
 
 
+def test_the_table_of_other_data_is_what_was_measured():
+    own = {
+        "cifar100": load("cifar100", "EfficientNetV2B0-partial.json")[
+            "test_top1"],
+        "desserts": right("desserts/transfer_model/"
+                          "EfficientNetV2B0-adam-batch-norm.json").mean(),
+        "four_classes": right(*(f"four_classes/split-{i}-fine-tuning.json"
+                                for i in range(10))).mean()}
+    labels = dict(zip(own, ("CIFAR-100", "desserts", "four classes")))
+    rows = []
+    for name, accuracy in own.items():
+        seeds = [load("travel", os.path.basename(path)) for path in glob.glob(
+            f"{ROOT}/results/travel/{name}-*.json")]
+        rows.append([
+            labels[name], f"{seeds[0]['images']:,}",
+            f"{seeds[0]['test_images']:,}", str(len(seeds)),
+            shown([100 * seed["test_accuracy"] for seed in seeds], " %"),
+            f"{100 * accuracy:.1f} %",
+            f"{160 if name == 'cifar100' else 224} pixels"])
+    assert sorted(table("travel")) == sorted(rows)
+
+
 def test_the_machine_is_named():
     for records in sum(figures.rows().values(), []), [
             load("cifar10", f"seed-{i}.json") for i in range(3)]:
         assert report.processors(records) in read("paper", "README.md")
+
+
+# The code in the text
+
+def test_the_code_trains_the_model_and_leaves_its_lower_half(monkeypatch):
+    import tensorflow as tf
+    K = tf.keras
+    code = re.search("```python\n(.*?)```", read("paper", "README.md"), re.S)
+    monkeypatch.setattr(  # no network here
+        K.applications, "EfficientNetV2B0", functools.partial(
+            K.applications.EfficientNetV2B0, weights=None))
+    images = noise_images(8)
+    X, Y = images / np.float32(127.5) - 1, np.eye(10)[:8]
+    names = {"K": K, "tf": tf, "X": X, "Y": Y}
+    before, after = code[1].split("top.fit")
+    exec(before, names)
+    model = names["model"]
+    first, lower = model.predict(X), names["outputs"]
+    assert lower.shape == (8, 8, 8, 112)
+    exec(f"top.fit{after}", names)
+    assert np.abs(model.predict(X) - first).max() > 1e-3
+    np.testing.assert_array_equal(names["frozen"].predict(X), lower)
 
 
 # Numbers in the text
@@ -678,7 +748,7 @@ def test_links_to_the_code_work_where_it_is_published(copy, code):
     assert all(link.startswith("http") for link in links)
     assert {link for link in links if "example.org" in link} == {
         f"{URL}/README.md", f"{URL}/README.md#published-at",
-        f"{URL}/results"}
+        f"{URL}/benchmarks", f"{URL}/results"}
     assert "Not ready" not in page
 
 
