@@ -10,7 +10,7 @@ the exercise's own script, with three seeds. The four classes have ten seeds,
 each with a split of its own, the script's.
 
 It writes a JSON file for each data set and seed into --out. It takes one to
-three hours on two cores, most of it for CIFAR-100, and 4 GB of disk. A stopped
+three hours on two cores, most of it for CIFAR-100, and 2 GB of disk. A stopped
 run continues where it was.
 """
 import argparse
@@ -150,7 +150,7 @@ def main():
     for option in "--desserts", "--four-classes":
         parser.add_argument(option, metavar="DATA", required=True,
                             help="folder or zip of images")
-    choices.start(parser, run, "travel", "images and frozen outputs, 4 GB")
+    choices.start(parser, run, "travel", "images and frozen outputs, 2 GB")
 
 
 if __name__ == "__main__":

@@ -521,8 +521,7 @@ def draw_confusion(data):
     cat, dog = map(data["classes"].index, ("cat", "dog"))
     share = (counts[cat, dog] + counts[dog, cat]) / (
         counts.sum() - np.trace(counts))
-    above.suptitle(f"Mixing up cats and dogs makes {100 * share:.0f} % of "
-                   "the mistakes",
+    above.suptitle(f"{100 * share:.0f} % of the mistakes mix up cats and dogs",
                    fontsize=12)
     report.show_confusion(above, data["confusion"], data["classes"])
     for part, pair in zip(below, data["pairs"]):

@@ -238,6 +238,10 @@ def headlines():
         "visible": 1.989 * math.sqrt(2 / 3 * np.mean([
             accuracies(name).var(ddof=1) for name in figures.rows()
             if not re.search(r"momentum|scratch|random", name)])),
+        "multiply-adds:BatchNorm-in-inference-mode-rate-1e-3/upper-half":
+            row("BatchNorm in inference mode, rate 1e-3")[0]["multiply_adds"]
+            / row("upper half")[0]["multiply_adds"],
+        "pass:seconds": 5000 / max(throughputs().values()),
         "cifar10:above": final.mean() - 87,
         "passes:ours": np.median(ours), "passes:fit/ours": np.median(
             4 * seconds("fit, upper half trained, from images") / ours),
@@ -748,7 +752,8 @@ def test_links_to_the_code_work_where_it_is_published(copy, code):
     assert all(link.startswith("http") for link in links)
     assert {link for link in links if "example.org" in link} == {
         f"{URL}/README.md", f"{URL}/README.md#published-at",
-        f"{URL}/benchmarks", f"{URL}/results"}
+        f"{URL}/benchmarks", f"{URL}/benchmarks/choices.py",
+        f"{URL}/results"}
     assert "Not ready" not in page
 
 
