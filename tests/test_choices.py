@@ -65,7 +65,7 @@ def test_a_row_is_what_its_name_says(name):
     assert row.learning_rate == (
         float(words[-1]) if words[-2] == "rate" else 1e-3)
     assert row.views == (
-        "crop" if "anew" in name or scratch else "image"
+        "crop" if "crops" in name or scratch else "image"
         if "not mirrored" in name or head and "mirrored" not in name
         else "mirror")
     assert row.hidden == (512 if "hidden" in name else 0)
