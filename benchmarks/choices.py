@@ -49,7 +49,7 @@ PADDING = 4             # pixels: a random crop moves an image by so many
 # cut: the last frozen layer ("features": the whole base is frozen), or None if
 #     nothing is frozen
 # views: "image", "mirror" (its mirror image, too) or "crop" (random crops of
-#     both, computed anew in each epoch, frozen layers included)
+#     both, fresh in each epoch, frozen layers included)
 # hidden: units of a hidden layer, or 0
 # momentum: of BatchNorm above the cut; None: inference mode, the head first
 # weights: "imagenet" or None (random)
@@ -350,7 +350,7 @@ def hash_weights(model):
 
 
 def estimate_averages(top, stored, data):
-    """Estimate BatchNorm's averages anew; return the validation accuracy.
+    """Re-estimate BatchNorm's averages; return the validation accuracy.
 
     The training images go through once more, at a learning rate of 0, so that
     nothing but the averages changes.

@@ -6,10 +6,10 @@
 The network is that of 0-transfer.py. Each way runs in its own process, on the
 same real images at the same size. There are five rounds of all ways. It takes
 ten to thirty minutes, prints a table of images per second and peak memory, and
-writes all measurements as JSON. Not counted are the warm-up and
-the wait for TensorFlow's input tuner at the end of Keras's fit and predict.
-All ways tell glibc to keep its memory, as 0-transfer.py does. The peak memory
-of our training includes the frozen pass.
+writes all measurements as JSON. The warm-up doesn't count, nor does the wait
+for TensorFlow's input tuner at the end of Keras's fit and predict. All ways
+tell glibc to keep its memory, as 0-transfer.py does. The peak memory of our
+training includes the frozen pass.
 """
 import argparse
 import json

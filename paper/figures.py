@@ -353,7 +353,7 @@ INFERENCE = {f"rate {rate}": f"BatchNorm in inference mode, rate {rate}"
 
 
 def batchnorm_data():
-    """Return the accuracies by epoch of each seed, and those made anew."""
+    """Return each seed's accuracies by epoch, and with new averages."""
     return {title: [{
         "accuracies": [[epoch[key] for key in ("accuracy", "val_accuracy")]
                        for epoch in seed["history"]],

@@ -74,6 +74,11 @@ def mean_and_deviation(kind, name, values):
             f"{kind}-deviation:{name}": f"{deviation:.1f}"}
 
 
+def variance_of_share(share, images):
+    """Return the variance by chance of the share of images that are right."""
+    return share * (1 - share) / images
+
+
 def choices():
     """Return the numbers of benchmarks/choices.py; after the colon: a row."""
     numbers, accuracy, cost, multiply_adds = {}, {}, {}, {}
@@ -107,8 +112,9 @@ def spread():
         statistics.variance(figures.accuracies(seeds))
         for seeds in alike) ** 0.5
     share = statistics.mean(figures.accuracies(rows["upper half"])) / 100
-    relative = [statistics.stdev(figures.costs(seeds))
-                / statistics.mean(figures.costs(seeds)) for seeds in three]
+    validation = figures.arguments("choices")["validation images"]
+    relative = [deviation / mean for mean, deviation in (
+        figures.mean_and_deviation(figures.costs(seeds)) for seeds in three)]
     # Some rows share a frozen pass.
     times = {(part["process"], part["seconds"]) for seeds in rows.values()
              for seed in seeds for _, part in figures.timed_parts(seed)}
@@ -120,7 +126,7 @@ def spread():
         "visible": "{:.1f}".format(t.ppf(0.975, 2 * len(alike))
                                    * deviation * (2 / 3) ** 0.5),
         "standard-error": "{:.1f}".format(
-            100 * (share * (1 - share) / 5000) ** 0.5),
+            100 * variance_of_share(share, validation) ** 0.5),
         "cost:percent": f"{100 * statistics.median(relative):.0f}",
         "cost:most-percent": f"{100 * max(relative):.0f}",
         "choices:hours": "{:.0f}".format(
@@ -217,7 +223,7 @@ def travel():
     numbers = {}
     for name, seeds in travel_records().items():
         share = statistics.mean(seed["test_accuracy"] for seed in seeds)
-        variance = share * (1 - share) / seeds[0]["test_images"]
+        variance = variance_of_share(share, seeds[0]["test_images"])
         # Between two networks, each on its own draw of as many test images
         numbers[f"visible:{name}"] = f"{196 * (2 * variance) ** 0.5:.1f}"
     return numbers
@@ -233,7 +239,8 @@ def cifar100():
         numbers["minutes:{}-{}".format(*key)] = f"{minutes[key]:.0f}"
     for base in dict.fromkeys(base for base, _ in accuracy):
         fixed, partial = (accuracy[base, style] for style in report.STYLES)
-        variance = sum(p * (1 - p) / 10000 for p in (fixed, partial))
+        variance = sum(variance_of_share(share, 10000)
+                       for share in (fixed, partial))
         numbers[f"gain:{base}"] = f"{100 * (partial - fixed):.1f}"
         numbers[f"z:{base}"] = f"{(partial - fixed) / variance ** 0.5:.0f}"
     for (base, style), (other, same) in itertools.permutations(accuracy, 2):

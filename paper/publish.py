@@ -22,8 +22,8 @@ sys.path.insert(0, os.path.dirname(HERE))
 runs = __import__("runs")
 
 DRAFT = """\
-*Not ready to be published: links to the code lead into this folder. Write this
-page anew with `paper/publish.py --code URL`.*
+*Not ready to be published: links to the code lead into this folder. Rewrite
+this page with `paper/publish.py --code URL`.*
 
 """
 

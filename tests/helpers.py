@@ -176,11 +176,11 @@ def thin_out(data, path, step):
             some.writestr(name, everything.read(name))
 
 
-def small_application(input_tensor, cut="block5c_add", **options):
-    """Make few layers, with the names of cuts, in the place of a base."""
+def small_application(input_tensor, **options):
+    """Make few layers, with the name of the cut, in the place of a base."""
     from tensorflow import keras as K  # not all tests need it
     x = input_tensor
-    for name in "Conv1", cut, "Conv_1":
+    for name in "Conv1", "block5c_add", "Conv_1":
         x = K.layers.Conv2D(8, 3, strides=2, name=name)(x)
         x = K.layers.BatchNormalization(name=f"{name}_BN")(x)
     x = K.layers.Dropout(0.2, noise_shape=(None, 1, 1, 1), name="drop")(x)
